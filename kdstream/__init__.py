@@ -1,0 +1,35 @@
+"""kdstream: distil image classifiers on streams of WebDataset shards."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "kdstream.errors": ("UserError",),
+    "kdstream.types": ("Batch", "Outputs", "Sample"),
+    "kdstream.objectives.term": ("Phase", "Task", "Term"),
+    "kdstream.models.export": ("load_student",),
+    "kdstream.stream.stream": ("Stream",),
+    "kdstream.stream.shards": ("open_shards",),
+    "kdstream.stream.stage": ("batch_stage", "given", "stage"),
+    "kdstream.stream.draw": ("uniform",),
+    "kdstream.stream.decode": ("decode",),
+    "kdstream.stream.augment": ("augment",),
+    "kdstream.stream.coded": ("coded", "fixed", "hkl", "random"),
+    "kdstream.stream.teacher": ("teacher",),
+    "kdstream.stream.normalize": ("normalize",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `import kdstream` stays quick, and no room loads another one that it does not need.
+    if name not in _MODULE:
+        raise AttributeError(f"module 'kdstream' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

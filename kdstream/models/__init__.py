@@ -1,0 +1,97 @@
+"""Networks by name: the CIFAR zoo, torchvision's classifiers, or anybody's own factory by dotted path."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+from kdstream.errors import UserError
+from kdstream.registry import Registry, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CIFAR_RESNETS = (
+    *("resnet8", "resnet14", "resnet20", "resnet26", "resnet32", "resnet44", "resnet56", "resnet110"),
+    *("resnet8x4", "resnet32x4"),
+)
+
+MODELS = Registry("model", {name: f"kdstream.models.cifar_resnet:{name}" for name in _CIFAR_RESNETS})
+"""kdstream's own networks: short name -> factory, called as ``factory(num_classes=..., **kw)``."""
+
+
+def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
+    """A freshly initialised network, images [N,3,H,W] -> logits [N,num_classes].
+
+    The network carries three attributes more than its class gives it:
+
+    - ``spec``: a dict of plain JSON values such that ``build(**spec)`` gives the same architecture;
+    - ``taps``: tap name -> module path, see :mod:`kdstream.models.taps`;
+    - ``classifier_path``: module path of its last linear layer, None where it has none. (Not ``classifier``: many
+      networks have a submodule of that name.)
+
+    Args:
+        name: a name of :data:`MODELS`, a torchvision classification model, or ``package.module:factory``.
+        num_classes: C, at least 1.
+        kw: passed on to the factory; plain JSON values, nested specs included. torchvision models also take
+            ``weights`` ("DEFAULT", "IMAGENET1K_V1", ...), which torchvision downloads; it is not part of ``spec``.
+
+    Raises:
+        UserError: an unknown name or argument, an argument that is not plain JSON, a factory that gives no module.
+    """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise UserError(f"model {name!r}: num_classes must be a positive whole number, not {num_classes!r}")
+    if name in MODELS or ":" in name:
+        module = _from_factory(name, num_classes, kw)
+        recorded = kw
+    else:
+        # torchvision takes a second to import: only those wait who need it.
+        from kdstream.models import from_torchvision
+
+        names = from_torchvision.names()
+        if name not in names:
+            raise UserError(f"unknown model {name!r}: {_proposal(name, names)}")
+        module, recorded = from_torchvision.build(name, num_classes, **kw)
+    module.spec = _plain(name, {"name": name, "num_classes": num_classes, **recorded})
+    if not hasattr(module, "classifier_path"):
+        from kdstream.models.taps import find_classifier
+
+        module.classifier_path = find_classifier(module, num_classes)
+    if not hasattr(module, "taps"):
+        module.taps = {"penultimate": f"{module.classifier_path}:input"} if module.classifier_path else {}
+    return module
+
+
+def _from_factory(name: str, num_classes: int, kw: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    _plain(name, kw)
+    factory = MODELS.find(name)
+    if not callable(factory):
+        raise UserError(f"model {name!r} is not a function or class, so it cannot be called with num_classes")
+    try:
+        inspect.signature(factory).bind(num_classes=num_classes, **kw)
+    except TypeError as error:
+        raise UserError(f"model {name!r}: {error}") from error
+    module = factory(num_classes=num_classes, **kw)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model {name!r} gave {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _plain(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(spec))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"model {name!r}: arguments must be plain JSON (numbers, texts, lists, dicts), so that a saved student "
+            f"can be rebuilt: {error}"
+        ) from error
+
+
+def _proposal(name: str, torchvision_names: list[str]) -> str:
+    proposal = nearest(name, [*MODELS, *torchvision_names])
+    if proposal.startswith("did you mean"):
+        return proposal
+    return f"known: {', '.join(MODELS)}, torchvision's classification models (resnet18, ...), package.module:factory"

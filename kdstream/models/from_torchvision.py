@@ -1,0 +1,88 @@
+"""torchvision's classification models by their own names, with taps for its ResNets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torchvision import models as torchvision_models
+
+from kdstream.errors import UserError
+from kdstream.models.taps import find_classifier
+from kdstream.registry import nearest
+
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def names() -> list[str]:
+    """Names of all classification models that the installed torchvision has."""
+    return torchvision_models.list_models(module=torchvision_models)
+
+
+def build(name: str, num_classes: int, weights: Any = None, **kw: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A torchvision classifier of ``num_classes`` classes, and the arguments that rebuild its architecture.
+
+    Args:
+        name: one of :func:`names`.
+        num_classes: C. If it is not the weights' own class count, the last linear layer is replaced by a new one.
+        weights: "DEFAULT", "IMAGENET1K_V1", ... or a member of torchvision's weights enum: downloaded by torchvision
+            to torch.hub's folder. None: freshly initialised.
+        kw: further arguments of torchvision's builder.
+
+    Raises:
+        UserError: unknown weights or arguments, weights that cannot be downloaded, or a network without a last
+            linear layer where one must be replaced.
+    """
+    if "pretrained" in kw:
+        raise UserError(f"model {name!r}: 'pretrained' is torchvision's old switch; use weights: DEFAULT")
+    arguments = dict(kw)
+    if weights is None:
+        arguments["num_classes"] = num_classes
+        if name in _WITH_AUXILIARY_HEADS:
+            # Auxiliary heads answer with a tuple in train mode; init_weights=True is what silence means today.
+            arguments = {"aux_logits": False, "init_weights": True, **arguments}
+    else:
+        arguments["weights"] = _weights(name, weights)
+    try:
+        module = torchvision_models.get_model(name, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model {name!r}: {error}") from error
+    except OSError as error:  # URLError and HTTPError among them
+        raise UserError(f"model {name!r}: cannot get the weights {weights}: {error}") from error
+    if weights is not None:
+        _fit_classes(name, module, num_classes)
+        if name in _WITH_AUXILIARY_HEADS:
+            kw = {**kw, "transform_input": module.transform_input}  # the weights switch it on
+    if isinstance(module, torchvision_models.ResNet):
+        module.classifier_path = "fc"
+        module.taps = _resnet_taps(module)
+    return module, kw
+
+
+def _weights(name: str, weights: Any) -> Any:
+    enum = torchvision_models.get_model_weights(name)
+    wanted = getattr(weights, "name", weights)
+    if not isinstance(wanted, str) or wanted not in enum.__members__:
+        raise UserError(f"model {name!r} has no weights {weights!r}: {nearest(str(wanted), enum.__members__)}")
+    return enum[wanted]
+
+
+def _fit_classes(name: str, module: nn.Module, num_classes: int) -> None:
+    path = find_classifier(module)
+    if path is None:
+        raise UserError(f"model {name!r} has no linear classifier to replace: take it without weights")
+    old = module.get_submodule(path)
+    if old.out_features != num_classes:
+        parent, _, leaf = path.rpartition(".")
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+        setattr(module.get_submodule(parent), leaf, new)
+
+
+def _resnet_taps(module: nn.Module) -> dict[str, str]:
+    taps = {"stem": "relu"}
+    for stage in (1, 2, 3, 4):
+        last = len(module.get_submodule(f"layer{stage}")) - 1
+        taps[f"block{stage}"] = f"layer{stage}"
+        # A block has one ReLU module for all its ReLUs; the last call is the one after the sum.
+        taps[f"block{stage}.pre"] = f"layer{stage}.{last}.relu:input"
+    return {**taps, "penultimate": "fc:input"}

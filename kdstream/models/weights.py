@@ -1,0 +1,195 @@
+"""Weights from files: kdstream's own and those that others published, read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdstream.errors import UserError
+from kdstream.models import MODELS, build
+
+_WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel (and Tapped), torch.compile
+_COUNTER = "num_batches_tracked"  # BatchNorm's; absent from files of torch < 0.4.1, and of no effect
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|\?xml)", re.IGNORECASE)
+_TORCHVISION_CANDIDATES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+
+
+def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU.
+
+    Reads safetensors, a saved state dict, or one inside a dict under ``model``, ``state_dict``, ``net`` or
+    ``model_state_dict``; removes the prefixes of DistributedDataParallel and torch.compile. Pickled objects are
+    refused (``torch.load(weights_only=True)``), never executed.
+
+    Args:
+        path: a file, or a folder with kdstream's ``student.safetensors``.
+
+    Raises:
+        UserError: no such file, not a weights file, truncated, holds no state dict or carries a pickled object.
+    """
+    path = Path(path)
+    if (path / "student.safetensors").is_file():
+        path = path / "student.safetensors"
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a file of weights") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder without student.safetensors; give a file of weights") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if not head:
+        raise UserError(f"{path} is empty; download or save it again")
+    if _WEB_PAGE.match(head):
+        raise UserError(f"{path} is a web page (HTML), not weights: the download went wrong; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not weights; fetch the file itself with 'git lfs pull'")
+    # A safetensors file starts with the length of a JSON header, 8 bytes, and the header.
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _strip(read_safetensors(path.read_bytes(), str(path)))
+    return _strip(_state_dict(_from_pickle(path, head), path))
+
+
+def read_safetensors(data: bytes, source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file's bytes; ``source`` is what messages call it.
+
+    Raises:
+        UserError: not the bytes of a whole safetensors file.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # whatever the bytes provoke, the answer is the same
+        raise UserError(f"{source} is no safetensors file, or truncated or damaged: {_line(error)}") from error
+
+
+def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
+    """Load a file that :func:`read_weights` reads into ``module``; nothing is loaded unless everything fits.
+
+    Missing ``num_batches_tracked`` entries are tolerated.
+
+    Raises:
+        UserError: see :func:`read_weights`; and another class count, or another architecture: the message says what
+            differs and, where it can, which architecture the file is for.
+    """
+    load_state(module, read_weights(path), str(path))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict as :func:`load_weights` does; ``source`` is what messages call it."""
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
+    unexpected = [key for key in state if key not in own and not key.endswith(_COUNTER)]
+    other = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if other and not missing and not unexpected:
+        _check_classes(module, own, state, other, source)
+    if missing or unexpected or other:
+        shapes = [f"{key} is {list(state[key].shape)} instead of {list(own[key].shape)}" for key in other]
+        differences = [
+            *_count(missing, "missing"),
+            *_count(unexpected, "unexpected"),
+            *_count(shapes, "of another shape", shown=2),
+        ]
+        name = getattr(module, "spec", {}).get("name", type(module).__name__)
+        likely = recognise(state)
+        hint = f"; it looks like {likely}" if likely not in (None, name) else ""
+        raise UserError(f"{source} is for another architecture than {name}: {', '.join(differences)}{hint}")
+    module.load_state_dict({key: state.get(key, own[key]) for key in own})
+
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """The name for :func:`kdstream.models.build` of the network that has exactly these weights; None: none known."""
+    shapes = _shapes(state)
+    matrices = [value for value in state.values() if value.ndim == 2]
+    if not matrices:
+        return None
+    for name in (*MODELS, *_TORCHVISION_CANDIDATES):
+        with torch.device("meta"):  # shapes only: no memory, no initialisation
+            candidate = build(name, len(matrices[-1]) or 1)
+        if _shapes(candidate.state_dict()) == shapes:
+            return name
+    return None
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 (hex) over the names and bytes of all parameters and buffers, in state-dict order."""
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _from_pickle(path: Path, head: bytes) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes provoke, the answer is one of these
+        text = _line(error)
+        if unsafe := re.search(r"GLOBAL (\S+)", text):
+            raise UserError(
+                f"{path} carries a pickled object ({unsafe[1]}), which could run code: refused; save the weights "
+                "alone, torch.save(model.state_dict(), ...), or as safetensors"
+            ) from error
+        if head.startswith((b"PK", b"\x80")):  # torch's zip files; pickles, torch's format before 1.6
+            raise UserError(f"{path} is truncated or damaged; download or save it again ({text[:120]})") from error
+        raise UserError(f"{path} is no file of weights that torch can read: {text[:120]}") from error
+
+
+def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(4):  # a file may nest, {"model": {"state_dict": ...}}, and a hostile one may nest without end
+        if not isinstance(data, Mapping):
+            break
+        if data and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in data.items()):
+            return dict(data)
+        inner = [data[key] for key in _WRAPPERS if isinstance(data.get(key), Mapping)]
+        if not inner:
+            break
+        data = inner[0]
+    held = f"a dict of {_some(map(str, data), 5)}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+    raise UserError(f"{path} holds no weights but {held}; expected a state dict, alone or under {', '.join(_WRAPPERS)}")
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _check_classes(
+    module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], other: list[str], source: str
+) -> None:
+    path = getattr(module, "classifier_path", None)
+    weight = f"{path}.weight"
+    if weight not in other or not set(other) <= {weight, f"{path}.bias"}:
+        return
+    if own[weight].shape[1:] == state[weight].shape[1:]:
+        raise UserError(f"{source} is for {len(state[weight])} classes, the data has {len(own[weight])}")
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items() if not key.endswith(_COUNTER)}
+
+
+def _count(items: list[str], what: str, shown: int = 3) -> list[str]:
+    if not items:
+        return []
+    number = "1 key is" if len(items) == 1 else f"{len(items)} keys are"
+    return [f"{number} {what} ({_some(items, shown)})"]
+
+
+def _some(items: Iterable[str], shown: int) -> str:
+    items = list(items)
+    return ", ".join([*items[:shown], "..."] if len(items) > shown else items)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,99 @@
+"""Distillation objectives: the table of short names, and the reading of a recipe's ``loss``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from kdstream.errors import UserError
+from kdstream.objectives.checks import number
+from kdstream.objectives.term import Phase, Task, Term
+from kdstream.registry import Registry, nearest
+
+__all__ = ["OBJECTIVES", "Phase", "Task", "Term", "WeightedTerm", "parse_loss"]
+
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "at": "kdstream.objectives.at:AttentionTransfer",
+        "ce": "kdstream.objectives.ce:CrossEntropy",
+        "fitnet": "kdstream.objectives.fitnet:FitNet",
+        "kd": "kdstream.objectives.kd:KnowledgeDistillation",
+    },
+)
+
+
+class WeightedTerm(NamedTuple):
+    """One summand of a loss: its name in the recipe (short or dotted), its outer weight >= 0, and the term."""
+
+    name: str
+    weight: float
+    term: Term
+
+
+def parse_loss(loss: str | Mapping[str, Any]) -> list[WeightedTerm]:
+    """The terms of a recipe's ``loss``, in the recipe's order.
+
+    Args:
+        loss: name -> weight, or name -> settings: ``{ce: 0.1, kd: {weight: 0.9, temperature: 4}}``. A name is a
+            short one of :data:`OBJECTIVES` or a dotted path ``my_pkg.losses:MyTerm``. ``weight`` is the outer weight,
+            a finite number >= 0, 1 where it is not given; every other setting is a keyword argument of the term
+            (which therefore cannot have one called ``weight``). Nothing after a name (``kd:`` alone on its line)
+            means no settings. A plain text names a single term of weight 1.
+
+    Returns:
+        New terms, before :meth:`Term.setup`.
+
+    Raises:
+        UserError: nothing named; an unknown name or setting (the nearest right one is proposed); a weight or setting
+            of the wrong type or range; a dotted path to something that is no Term.
+    """
+    if isinstance(loss, str):
+        loss = {loss: 1}
+    if not isinstance(loss, Mapping):
+        raise UserError(f"loss must map objectives to weights or settings, such as {{ce: 0.1, kd: 0.9}}; got {loss!r}")
+    if not loss:
+        raise UserError("loss is empty: name at least one objective, such as {ce: 1}")
+    return [_weighted_term(name, spec) for name, spec in loss.items()]
+
+
+def _weighted_term(name: Any, spec: Any) -> WeightedTerm:
+    if not isinstance(name, str):
+        raise UserError(f"loss: the name of an objective must be text, got {name!r}; {nearest(str(name), OBJECTIVES)}")
+    try:
+        factory = OBJECTIVES.find(name)
+    except UserError as error:
+        raise UserError(f"loss: {error}") from error
+    where = f"loss.{name}"
+    if spec is None:
+        spec = {}
+    settings = dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
+    weight = number(where, "weight", settings.pop("weight", 1), at_least=0)
+    if not (inspect.isclass(factory) and issubclass(factory, Term)):
+        raise UserError(f"{where}: not a subclass of kdstream.objectives.Term, but {factory!r}")
+    _check_settings(where, factory, settings)
+    return WeightedTerm(name, weight, factory(**settings))
+
+
+def _check_settings(where: str, factory: type[Term], settings: Mapping[Any, Any]) -> None:
+    """That every setting is a keyword argument of the term, and that none it needs is missing."""
+    parameters: Mapping[str, inspect.Parameter] = {}
+    if factory.__init__ is not nn.Module.__init__:  # nn.Module's takes anything in its signature, and refuses it later
+        parameters = inspect.signature(factory).parameters
+    by_name = {
+        key: parameter
+        for key, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in settings:
+        if not isinstance(key, str) or (key not in by_name and not takes_any):
+            raise UserError(f"{where}: unknown setting {key!r}: {nearest(str(key), {*by_name, 'weight'})}")
+    missing = [
+        key for key, parameter in by_name.items() if parameter.default is parameter.empty and key not in settings
+    ]
+    if missing:
+        raise UserError(f"{where}: needs a value for {', '.join(missing)}")

@@ -1,0 +1,134 @@
+"""Checks that the objectives share, of settings and of what the networks give; each failure is one clear line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+
+from kdstream.errors import UserError
+from kdstream.objectives.term import Task
+from kdstream.types import Outputs
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return repr(value)
+        return f"the text {value!r} (remove the quotes; YAML reads 1e-3 as text, write 0.001)"
+    return repr(value)
+
+
+def number(owner: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> float:
+    """``value`` as a finite float within its range.
+
+    Args:
+        owner: whose setting it is, for the message ("kd", "loss.kd").
+        name: the setting.
+        value: any real number; bool and text are refused.
+        above: exclusive lower bound.
+        at_least: inclusive lower bound.
+
+    Raises:
+        UserError: no finite number, or out of range.
+    """
+    bound = f" > {above:g}" if above is not None else f" >= {at_least:g}" if at_least is not None else ""
+    valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not valid or (above is not None and value <= above) or (at_least is not None and value < at_least):
+        raise UserError(f"{owner}: {name} must be a finite number{bound}, got {_shown(value)}")
+    return float(value)
+
+
+def whole(owner: str, name: str, value: Any, *, at_least: int) -> int:
+    """``value`` as an int >= ``at_least``; a float without fraction (2.0) counts as whole.
+
+    Raises:
+        UserError: no whole number, or too small.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not (isinstance(value, Integral) or float(value).is_integer()) or value < at_least:
+        raise UserError(f"{owner}: {name} must be a whole number >= {at_least}, got {_shown(value)}")
+    return int(value)
+
+
+def sequence(owner: str, name: str, value: Any) -> tuple[Any, ...]:
+    """``value`` as a tuple; only real lists and tuples count, not text.
+
+    Raises:
+        UserError: anything else.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise UserError(f"{owner}: {name} must be a list, got {_shown(value)}")
+    return tuple(value)
+
+
+def tap_names(owner: str, name: str, value: Any) -> tuple[str, ...]:
+    """Tap names from a list, or from one name alone.
+
+    Raises:
+        UserError: empty, no text, or a name twice.
+    """
+    taps = (value,) if isinstance(value, str) else sequence(owner, name, value)
+    if not taps or not all(isinstance(tap, str) and tap for tap in taps):
+        raise UserError(f"{owner}: {name} must be a list of tap names such as [block1, block2], got {_shown(value)}")
+    if len(set(taps)) < len(taps):
+        raise UserError(f"{owner}: {name} names a tap twice: {', '.join(taps)}")
+    return taps
+
+
+def tap_pairs(owner: str, taps: Any, teacher_taps: Any | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The student's and the teacher's taps, paired by position; the teacher's default to the student's.
+
+    Raises:
+        UserError: see :func:`tap_names`; or the two lists differ in length.
+    """
+    student = tap_names(owner, "taps", taps)
+    teacher = student if teacher_taps is None else tap_names(owner, "teacher_taps", teacher_taps)
+    if len(student) != len(teacher):
+        raise UserError(f"{owner}: taps and teacher_taps must pair up, got {len(student)} and {len(teacher)} names")
+    return student, teacher
+
+
+def need_teacher(owner: str, task: Task) -> Outputs:
+    """The teacher's answer to the probe batch.
+
+    Raises:
+        UserError: the job has no teacher.
+    """
+    if task.teacher_outputs is None:
+        raise UserError(f"{owner}: needs a teacher, but the job has none; name one or drop {owner} from the loss")
+    return task.teacher_outputs
+
+
+def need_same_classes(owner: str, task: Task) -> None:
+    """That student and teacher tell the same number of classes apart.
+
+    Raises:
+        UserError: no teacher, or another number of classes.
+    """
+    teacher = need_teacher(owner, task).logits.shape[-1]
+    student = task.student_outputs.logits.shape[-1]
+    if student != teacher:
+        raise UserError(
+            f"{owner}: the student has {student} classes and the teacher {teacher}; it compares their logits, so "
+            "choose a teacher of the same classes"
+        )
+
+
+def need_maps(owner: str, tap: str, teacher_tap: str, student: Tensor, teacher: Tensor) -> None:
+    """That both taps are feature maps [N,C,H,W].
+
+    Raises:
+        UserError: another number of dimensions.
+    """
+    for role, name, value in (("student", tap, student), ("teacher", teacher_tap, teacher)):
+        if value.ndim != 4:
+            raise UserError(
+                f"{owner}: tap {name!r} of the {role} has shape {list(value.shape)}, not that of a feature map "
+                "[N,C,H,W]; choose another tap"
+            )

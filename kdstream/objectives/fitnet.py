@@ -1,0 +1,106 @@
+"""FitNet hints: the student's middle layer learns to predict the teacher's (Romero et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdstream.errors import UserError
+from kdstream.objectives.checks import need_maps, need_teacher, number, sequence, tap_pairs, whole
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.regressor import ConvRegressor, module_name
+from kdstream.objectives.term import Phase, Task, Term
+from kdstream.types import Batch, Outputs
+
+
+class FitNet(Term):
+    r"""Weighted sum over taps of the mean squared error of a regressor from the student's map to the teacher's.
+
+    .. math:: \sum_i W_i \, \mathrm{mean}\big(r_i(s_i) - t_i\big)^2
+
+    The regressors r (convolution, BatchNorm, ReLU: :class:`~kdstream.objectives.regressor.ConvRegressor`) are
+    trained beside the student as ``connector.<tap>``. The mean runs over N, C, H and W.
+
+    Source: Romero et al. 2015 (arXiv:1412.6550), eq. (3), which prints half the sum of squares; the mean is that of
+    RepDistiller, whose outer weight in one stage is 100. Defaults: Sarfraz et al., "Knowledge Distillation Beyond
+    Model Compression", Table I (W = [0, 1, 0] over blocks 1 to 3: block 2 alone) and section III (the schedule).
+
+    Args:
+        taps: the student's feature maps (hints are taken there).
+        teacher_taps: the teacher's, in the same order; the same names by default.
+        weights: W, one number >= 0 a tap; 1 each by default. A tap of weight 0 is left out of loss and training.
+        stages: 1 = the term acts in the main phase, beside the others. 2 = the papers' form: a phase
+            ``fitnet.hint`` that minimises this term alone comes first, and the term is absent from the main phase
+            (there the recipe's other terms act, plain KD in the papers).
+        epochs: length of the hint phase. This and the next three matter for ``stages: 2`` only.
+        lr: its learning rate, > 0.
+        milestones: its epochs after which the rate is multiplied by ``gamma``, increasing.
+        gamma: the factor, > 0.
+
+    Raises:
+        UserError: a setting out of range; no teacher; a tap that is no feature map; sizes that no regressor joins.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str] = ("block2",),
+        teacher_taps: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        stages: int = 1,
+        epochs: int = 100,
+        lr: float = 0.001,
+        milestones: Sequence[int] = (60, 80),
+        gamma: float = 0.1,
+    ):
+        super().__init__()
+        self.student_taps, self.teacher_taps = tap_pairs("fitnet", taps, teacher_taps)
+        if len({module_name(tap) for tap in self.student_taps}) < len(self.student_taps):
+            raise UserError(f"fitnet: taps holds one block twice: {', '.join(self.student_taps)}; keep one of the two")
+        weights = (1.0,) * len(self.student_taps) if weights is None else sequence("fitnet", "weights", weights)
+        if len(weights) != len(self.student_taps):
+            raise UserError(f"fitnet: weights must be one a tap, got {len(weights)} for {len(self.student_taps)} taps")
+        self.weights = tuple(number("fitnet", "weights", weight, at_least=0) for weight in weights)
+        if not any(self.weights):
+            raise UserError("fitnet: weights are all 0, which leaves nothing to learn; set one > 0")
+        self.stages = whole("fitnet", "stages", stages, at_least=1)
+        if self.stages > 2:
+            raise UserError(f"fitnet: stages must be 1 or 2, got {stages}")
+        self.epochs = whole("fitnet", "epochs", epochs, at_least=1)
+        self.lr = number("fitnet", "lr", lr, above=0)
+        self.milestones = tuple(
+            whole("fitnet", "milestones", milestone, at_least=1)
+            for milestone in sequence("fitnet", "milestones", milestones)
+        )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise UserError(f"fitnet: milestones must increase, got {list(self.milestones)}")
+        self.gamma = number("fitnet", "gamma", gamma, above=0)
+        self.in_main = self.stages == 1
+
+    def setup(self, task: Task) -> None:
+        student, teacher = task.student_outputs, need_teacher("fitnet", task)
+        self.connector = nn.ModuleDict()
+        for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True):
+            need_maps("fitnet", ours, theirs, student.features[ours], teacher.features[theirs])
+            regressor = ConvRegressor("fitnet", ours, student.features[ours], teacher.features[theirs])
+            self.connector[module_name(ours)] = regressor.requires_grad_(weight > 0)
+
+    def phases(self) -> Sequence[Phase]:
+        if self.stages == 1:
+            return ()
+        return (Phase("fitnet.hint", self.epochs, self.lr, self.milestones, self.gamma),)
+
+    def hint_distance(self, tap: str, student: Tensor, teacher: Tensor) -> Tensor:
+        """Mean squared error of ``tap``'s regressor, unweighted: [N,C,H,W], [N,C',H',W'] -> scalar."""
+        predicted = self.connector[module_name(tap)](at_least_float32(student))
+        return F.mse_loss(at_least_float32(predicted), at_least_float32(teacher))
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        # A tap of weight 0 must not be multiplied by 0: its layers would still be reached, and weight decay would
+        # shrink them although nothing trains them.
+        return sum(
+            weight * self.hint_distance(ours, student.features[ours], teacher.features[theirs])
+            for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True)
+            if weight > 0
+        )

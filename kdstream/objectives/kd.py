@@ -1,0 +1,59 @@
+"""Knowledge distillation by softened outputs (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdstream.objectives.checks import need_same_classes, number
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    r"""Divergence of the student's softened output from the teacher's.
+
+    .. math:: \frac1N \sum_n \mathrm{KL}\big(\sigma(v_n/T) \,\|\, \sigma(z_n/T)\big)
+
+    Both sides stay logarithms, so that no probability underflows.
+
+    Args:
+        student: logits z, float [N,C].
+        teacher: logits v, float [N,C].
+        temperature: T > 0.
+
+    Returns:
+        A scalar >= 0 in nats, float32 for half-precision logits; without the factor T^2.
+    """
+    log_q = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
+    log_p = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+class KnowledgeDistillation(Term):
+    r"""T^2 times the divergence of the student's softened output from the (coded) teacher's.
+
+    .. math:: T^2 \, \frac1N \sum_n \mathrm{KL}\big(\sigma(v_n/T) \,\|\, \sigma(z_n/T)\big)
+
+    Source: Hinton et al. 2015 (arXiv:1503.02531), section 2; Salamah et al., "A coded knowledge distillation
+    framework", eq. (1), (2), where the outer weight is alpha and labels weigh 1 - alpha.
+
+    Args:
+        temperature: T > 0. Default 4: Sarfraz et al., "Knowledge Distillation Beyond Model Compression", Table I
+            (there with outer weight 0.9); Zheng & Yang 2024, "Knowledge Distillation Based on Transformed Teacher
+            Matching", Fig. 1. On ImageNet subsets Salamah et al. use 2 and 3 with outer weight 0.5 (appendix B).
+
+    Raises:
+        UserError: temperature out of range; no teacher, or one of another number of classes.
+    """
+
+    def __init__(self, temperature: float = 4.0):
+        super().__init__()
+        self.temperature = number("kd", "temperature", temperature, above=0)
+
+    def setup(self, task: Task) -> None:
+        need_same_classes("kd", task)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        return self.temperature**2 * softened_kl(student.logits, teacher.logits, self.temperature)

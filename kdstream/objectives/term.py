@@ -1,0 +1,137 @@
+"""What a distillation objective is: a term of the loss, and the optional hooks of those that need more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from kdstream.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a term may know when it is set up.
+
+    Attributes:
+        num_classes: C.
+        num_samples: size of the training set; ``Batch.index`` runs over 0..num_samples-1.
+        epochs: length of the main phase.
+        student_outputs: the student's answer to a probe batch (N=2): the shapes of the taps that the term asked for.
+        teacher_outputs: the teacher's answer to the same probe, or None when the job has no teacher.
+        student: images [N,3,H,W], standardised as ``Batch.image`` is -> Outputs; the network in training. A term that
+            needs a further forward pass (on attacked inputs, say) calls it inside :meth:`Term.forward`; it works under
+            several processes. ``student.module`` is the plain network, ``student.classifier`` its last linear layer.
+        teacher: the same for the teacher, frozen and in eval mode; takes the same images (where its own mean and
+            standard deviation differ it converts them) and lets gradients through to them. None without a teacher.
+        labels: int64 [num_samples], the class of every training sample by index; None when unknown.
+        build: :func:`kdstream.models.build`, for terms that bring networks of their own.
+
+    Keep the task itself (``self.task = task``) rather than its networks: a network assigned to a term becomes a part
+    of it, with its parameters.
+    """
+
+    num_classes: int
+    num_samples: int
+    epochs: int
+    student_outputs: Outputs
+    teacher_outputs: Outputs | None = None
+    student: Callable[[Tensor], Outputs] | None = None
+    teacher: Callable[[Tensor], Outputs] | None = None
+    labels: Tensor | None = None
+    build: Callable[..., nn.Module] | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stage of training that runs before the main one, as FitNet, FSP, AB and FT have.
+
+    Attributes:
+        name: shown in progress and metrics ("fitnet.hint").
+        epochs: its length.
+        lr: learning rate at its start; every other optimizer setting is the recipe's.
+        milestones: epochs of the phase after which the rate is multiplied by ``gamma``.
+        gamma: the factor.
+        loss: name of the term's method that gives the phase's loss; same arguments as ``forward``.
+        trains: "student" = the student's and the term's parameters that the loss reaches; "term" = the term's only;
+            "nothing" = forward passes that fill buffers.
+    """
+
+    name: str
+    epochs: int
+    lr: float
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    loss: str = "forward"
+    trains: Literal["student", "term", "nothing"] = "student"
+
+
+class Term(nn.Module):
+    """One term of a loss. A recipe's loss is a weighted sum of terms; the outer weight is not the term's business.
+
+    A subclass takes its hyper-parameters as keyword arguments, names the taps that it reads, creates in
+    :meth:`setup` what it trains beside the student, and maps (student, teacher, batch) to a scalar in
+    :meth:`forward`. Everything else below is optional.
+    """
+
+    student_taps: Sequence[str] = ()
+    """Taps of the student that ``forward`` reads. May be set per instance, in ``__init__``."""
+    teacher_taps: Sequence[str] = ()
+    """Taps of the teacher that ``forward`` reads."""
+    uses_teacher: bool = True
+    """False for terms of labels alone (cross-entropy and the like)."""
+    in_main: bool = True
+    """False: the term acts in its phases only and contributes nothing to the main phase."""
+
+    def setup(self, task: Task) -> None:
+        """Create connectors, embeddings, banks. Called once, before training, on the CPU."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """The term's value.
+
+        Args:
+            student: logits [N,C] and the taps named in ``student_taps``, with gradient.
+            teacher: the (coded) teacher's, detached; None when ``uses_teacher`` is False and the job has no teacher.
+            batch: labels, indices, images.
+
+        Returns:
+            A scalar, without the outer weight.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward(student, teacher, batch)")
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Told at the start of every epoch of the main phase (counted from 0), also after a resume: for ramps."""
+
+    def phases(self) -> Sequence[Phase]:
+        """Phases to run before the main one, in order."""
+        return ()
+
+    def adapt(
+        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
+    ) -> nn.Module:
+        """Student surgery: the network that is trained and evaluated in place of ``student``.
+
+        Called before :meth:`setup` with the plain networks. Parameters that are frozen here (a reused classifier) stay
+        frozen.
+
+        Args:
+            student, teacher: images -> logits, on the CPU.
+            image: float [2,3,H,W], what both will see.
+            build: :func:`kdstream.models.build`. A network that it built (by dotted path with the parts' ``spec`` as
+                arguments, say) carries the ``spec``, ``taps`` and ``classifier_path`` that training and export need.
+        """
+        return student
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """What is evaluated and exported of the (adapted) student; shares its parameters. The whole of it, unless a
+        term takes branches off again."""
+        return student
+
+    def peers(self) -> dict[str, nn.Module]:
+        """Further networks that this term trains and that may be deployed (mutual learning): name -> plain network.
+
+        They are submodules of the term; each is evaluated beside the student, and the best of all is exported.
+        """
+        return {}

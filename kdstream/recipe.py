@@ -1,0 +1,302 @@
+"""Recipe: everything that decides the result of a job, typed and checked, from YAML and ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kdstream.errors import UserError
+from kdstream.registry import nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Triple = tuple[float, float, float]
+
+
+class Part(BaseModel):
+    """A group of settings; a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Data(Part):
+    """Where the samples come from.
+
+    Attributes:
+        path: data set folder (or foreign tar folder) under which the splits lie.
+        source: what ``tools/make_shards.py`` makes it of when the folder does not exist; None = it must exist.
+        train, val: names of the splits; val None = ``val``, else ``test``.
+    """
+
+    path: str
+    source: str | None = None
+    train: str = "train"
+    val: str | None = None
+
+
+class Model(Part):
+    """A network: the student.
+
+    Attributes:
+        model: a name that :func:`kdstream.models.build` knows, or a dotted path.
+        weights: file with its weights, or the folder of a student that kdstream exported.
+        options: further keyword arguments for ``build``.
+        taps: tap name -> module path, for networks that do not name theirs.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] = {}
+    taps: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        is_file = "/" in value or "\\" in value or Path(value).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
+        return {"weights" if is_file and ":" not in value else "model": value}
+
+
+class Teacher(Model):
+    """The teacher: like the student, and
+
+    Attributes:
+        train: how to train it when there are no weights: settings that replace the recipe's, for this training.
+        mean, std: by channel, in [0,1], that it was trained with; default: its export's, else the data set's.
+    """
+
+    train: dict[str, Any] | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+class Optimizer(Part):
+    """SGD with momentum."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 5e-4
+    clip: Annotated[float, Field(gt=0)] | None = None
+
+
+class Schedule(Part):
+    """Learning rate over the epochs.
+
+    Attributes:
+        name: ``step`` (times gamma after each milestone), ``cosine`` (to zero), ``constant``.
+        milestones: epochs.
+        gamma: factor.
+        warmup: epochs of linear warm-up from zero, before anything else.
+    """
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    milestones: list[Positive] = []
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup: NotNegative = 0.0
+
+
+def _as_loss(value: Any) -> Any:
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+class Recipe(Part):
+    """One job: data, networks, stream, loss, schedule. Every field but the last four groups decides the result.
+
+    Attributes:
+        name: of the job; default: the file's.
+        data, teacher, student: see their classes; the teacher may be missing where no term of the loss needs one.
+        stream: the training chain (:mod:`kdstream.stream.language`). ``teacher`` and ``normalize`` are appended where
+            missing; ``coded`` and ``teacher`` are left out where no term of the loss looks at the teacher.
+        eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)`` where training has
+            ``augment(inception, SIZE)``.
+        loss: term -> weight, or -> {weight: ..., settings}.
+        epochs, batch_size, seed: batch_size counts all processes together.
+        accumulate: batches whose gradients are added up before each step of the optimizer.
+        precision: "no" (float32), "bf16" or "fp16".
+        export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
+            validation accuracy (which then is no longer an unbiased estimate).
+        runs: several students from one teacher: name -> settings that replace the recipe's.
+        out: folder for results; default runs/NAME.
+        workers: reader processes of each process.
+        eval_batch_size: in evaluation, of each process.
+        checkpoint_seconds: time between checkpoints inside of an epoch; there is one after every epoch in any case.
+        tensorboard: write event files.
+    """
+
+    name: str = "recipe"
+    data: Data
+    teacher: Teacher | None = None
+    student: Model
+    stream: str = "decode | augment(cifar)"
+    eval_stream: str | None = None
+    loss: Annotated[dict[str, Any], BeforeValidator(_as_loss)] = {"ce": 1.0}
+    epochs: Positive = 240
+    batch_size: Positive = 64
+    seed: int = 0
+    accumulate: Positive = 1
+    precision: Annotated[
+        Literal["no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)  # YAML reads `no` as False
+    ] = "no"
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    export: Literal["last", "best"] = "last"
+    runs: dict[str, dict[str, Any]] = {}
+    out: str | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+    eval_batch_size: Positive = 256
+    checkpoint_seconds: NotNegative = 60.0
+    tensorboard: bool = True
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the result (hex, 16 digits)."""
+        free = {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
+        deciding = self.model_dump(mode="json", exclude=free)
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+    def folder(self) -> Path:
+        """Where results go."""
+        return Path(self.out or f"runs/{self.name}")
+
+    def to_yaml(self) -> str:
+        """The recipe, complete, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+    def variant(self, settings: Mapping[str, Any], name: str, what: str) -> Recipe:
+        """A recipe with some settings replaced, for one run of several or for the teacher's training.
+
+        Raises:
+            UserError: settings that no recipe has; ``what`` names the place.
+        """
+        base = self.model_dump(mode="json", exclude={"runs"})
+        return make_recipe({**merge(base, settings), "name": name}, what)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` laid over it, groups merged key by key; ``loss`` is replaced as a whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        deep = isinstance(value, Mapping) and isinstance(old, Mapping) and key != "loss"
+        merged[key] = merge(old, value) if deep else value  # type: ignore[arg-type]
+    return merged
+
+
+def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
+    """A checked recipe.
+
+    Args:
+        settings: as YAML gives them.
+        what: names the recipe in messages.
+
+    Raises:
+        UserError: the first thing that is wrong, with the nearest right name for an unknown key.
+    """
+    try:
+        recipe = Recipe.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UserError(f"{what}: {_explain(error)}") from None
+    for name, over in recipe.runs.items():
+        if not re.fullmatch(r"[\w][\w .+-]*", name):
+            raise UserError(f"{what}: runs: {name!r} is no name for a run: letters, digits, space, '.', '+', '-' only")
+        if "runs" in over:
+            raise UserError(f"{what}: runs.{name} cannot hold runs")
+        recipe.variant(over, name, f"{what}: runs.{name}")
+    return recipe
+
+
+def _explain(error: ValidationError) -> str:
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        part: Any = Recipe
+        for name in path[:-1]:
+            part = _part_class(part.model_fields[name].annotation)
+        return f"unknown setting {where!r}: {nearest(path[-1], part.model_fields)}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    given = repr(first["input"])
+    return f"{where}: {first['msg'].removeprefix('Value error, ').lower()}; it is {given[:60]}"
+
+
+def _part_class(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(kind for kind in annotation.__args__ if isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by file or by the name of one that comes with kdstream, with overrides.
+
+    Args:
+        name: path of a YAML file, or such as ``quickstart``, ``ckd/table5``.
+        overrides: ``key=value`` with a dotted key and a value in YAML: ``optimizer.lr=0.1``, ``loss={ce: 1, kd: 4}``.
+
+    Raises:
+        UserError: no such recipe, bad YAML, unknown or wrong settings.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = RECIPES / f"{name}.yaml"
+        if not path.is_file():
+            known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")]
+            raise UserError(f"no recipe {name!r}: neither a file nor one of kdstream's ({nearest(name, known)})")
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a recipe is a YAML mapping such as 'student: resnet8'")
+    settings.setdefault("name", path.stem if path.parent == Path() or RECIPES not in path.parents else name)
+    changes: list[str] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override!r} is no override: write key=value, as in optimizer.lr=0.1")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"{override!r}: the value is not readable as YAML: {' '.join(str(error).split())}"
+            ) from None
+        settings = _put(settings, key.split("."), value, override)
+        if key not in ("out", "name", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard"):
+            changes.append(override)
+    recipe = make_recipe(settings, path.name)
+    if changes and recipe.out is None:
+        # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
+        suffix = re.sub(r"[^\w.=+-]+", "_", ",".join(sorted(changes)))
+        if len(suffix) > 80:
+            suffix = hashlib.sha256(suffix.encode()).hexdigest()[:12]
+        recipe.out = f"runs/{recipe.name},{suffix}"
+    return recipe
+
+
+def _put(settings: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+    """``settings`` with the value at a dotted key. A shorthand on the way (``student: resnet8``) becomes a group."""
+    inner = settings.get(keys[0])
+    if len(keys) == 1:
+        if keys[0] in ("student", "teacher") and isinstance(inner, dict) and isinstance(value, str):
+            value = {**inner, **Model._from_text(value)}  # another network, the rest of the group as it was
+            value = value if value.get("weights") is None else {k: v for k, v in value.items() if k != "train"}
+        return {**settings, keys[0]: value}
+    if isinstance(inner, str):
+        inner = Model._from_text(inner) if keys[0] in ("student", "teacher") else {inner: 1.0}
+    elif isinstance(inner, int | float) and not isinstance(inner, bool):
+        inner = {"weight": inner}
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise UserError(f"{override!r}: {keys[0]} is not a group of settings")
+    return {**settings, keys[0]: _put(inner, keys[1:], value, override)}

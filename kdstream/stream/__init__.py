@@ -1,0 +1,34 @@
+"""The stream: shards become batches that already carry the (coded) teacher's answer."""
+
+from kdstream.stream.augment import augment
+from kdstream.stream.coded import coded, fixed, hkl, random
+from kdstream.stream.decode import decode
+from kdstream.stream.draw import uniform
+from kdstream.stream.language import STAGES, parse_chain
+from kdstream.stream.normalize import normalize
+from kdstream.stream.shards import ShardSet, open_shards
+from kdstream.stream.stage import Chain, Stage, batch_stage, given, stage
+from kdstream.stream.stream import Stream
+from kdstream.stream.teacher import teacher
+
+__all__ = [
+    "STAGES",
+    "Chain",
+    "ShardSet",
+    "Stage",
+    "Stream",
+    "augment",
+    "batch_stage",
+    "coded",
+    "decode",
+    "fixed",
+    "given",
+    "hkl",
+    "normalize",
+    "open_shards",
+    "parse_chain",
+    "random",
+    "stage",
+    "teacher",
+    "uniform",
+]

@@ -1,0 +1,214 @@
+"""augment: the same random view for the image and for every compressed version of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from kdstream.errors import UserError
+from kdstream.stream.draw import uniform
+from kdstream.stream.normalize import to_unit
+from kdstream.stream.stage import Chain, batch_stage, stage
+from kdstream.types import Batch, Sample
+
+
+def keys(batch: Batch) -> Tensor:
+    """The batch's random keys; its indices where it has none. int64 [N]."""
+    return batch.index if batch.rng_key is None else batch.rng_key
+
+
+def augment(kind: str, *args: object, **settings: object) -> Chain:
+    """Views by a recipe's name.
+
+    - ``augment("cifar", pad=4, mode="zeros", flip=True)``: pad on all sides, crop the original size at random, flip
+      with probability 1/2; ``mode="reflect"`` pads by reflection.
+    - ``augment("inception", size, scale=(0.08, 1), ratio=(3/4, 4/3), flip=True, jitter=None)``: a random box resized to
+      ``size`` x ``size``, flipped with probability 1/2 (Szegedy et al. 2015, "Going deeper with convolutions",
+      section 6). ``jitter``: (brightness, contrast, saturation, hue) strengths as in torchvision's ColorJitter.
+    - ``augment("eval", size, crop=0.875)``: shorter side resized to size / crop, central square cut out.
+
+    Boxes are cut on the host, because photographs differ in size; flips, crops and colour happen on the accelerator.
+
+    Raises:
+        UserError: another kind, or settings that the kind does not have.
+    """
+    kinds = {"cifar": _cifar, "inception": _inception, "eval": _evaluation}
+    if kind not in kinds:
+        raise UserError(f"augment({kind}): there is no such augmentation; known: {', '.join(kinds)}")
+    try:
+        return kinds[kind](*args, **settings)  # type: ignore[operator]
+    except TypeError as error:
+        raise UserError(f"augment({kind}): {error}".replace(f"_{kind}()", kind)) from None
+
+
+def _cifar(pad: int = 4, mode: str = "zeros", flip: bool = True) -> Chain:
+    if mode not in ("zeros", "reflect"):
+        raise UserError(f"augment(cifar): mode is {mode!r}; it is 'zeros' or 'reflect'")
+    if not (isinstance(pad, int) and pad >= 0):
+        raise UserError(f"augment(cifar): pad is {pad!r}; it is a number of pixels, 0 or more")
+    return Chain() | crop_flip(pad=pad, mode=mode, flip=flip)
+
+
+def _inception(
+    size: int,
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    flip: bool = True,
+    jitter: Sequence[float] | None = None,
+) -> Chain:
+    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise UserError(f"augment(inception): scale {scale} must lie in (0, 1], ratio {ratio} above 0, low before high")
+    chain = Chain() | random_box(size=_side(size), scale=tuple(scale), ratio=tuple(ratio))
+    if flip:
+        chain = chain | random_flip
+    if jitter is not None:
+        if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+            raise UserError("augment(inception): jitter is [brightness, contrast, saturation, hue], hue at most 0.5")
+        chain = chain | color_jitter(strengths=tuple(jitter))
+    return chain
+
+
+def _evaluation(size: int, crop: float = 0.875) -> Chain:
+    if not 0 < crop <= 1:
+        raise UserError(f"augment(eval): crop is {crop}; it is the share of the shorter side that is kept, in (0, 1]")
+    return Chain() | center_box(size=_side(size), crop=crop)
+
+
+def _side(size: int) -> int:
+    if not (isinstance(size, int) and size >= 1):
+        raise UserError(f"augment: size is {size!r}; it is a number of pixels, as in augment(inception, 224)")
+    return size
+
+
+@batch_stage
+def crop_flip(batches: Iterator[Batch], pad: int = 4, mode: str = "zeros", flip: bool = True) -> Iterator[Batch]:
+    """Pad, crop the original size at random, flip: one gather, whatever the type of the pixels."""
+    for batch in batches:
+        height, width = batch.image.shape[-2:]
+        draws = uniform(keys(batch), 3, "crop_flip")
+        offset = (draws[:, :2] * (2 * pad + 1)).long() - pad
+        rows = offset[:, 0, None] + torch.arange(height, device=draws.device)
+        columns = offset[:, 1, None] + torch.arange(width, device=draws.device)
+        if flip:
+            columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+        inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
+        rows, columns = _fold(rows, height), _fold(columns, width)
+        sample = torch.arange(len(rows), device=rows.device)[:, None, None, None]
+        channel = torch.arange(batch.image.shape[1], device=rows.device)[None, :, None, None]
+
+        def view(
+            images: Tensor,
+            at: tuple[Tensor, ...] = (sample, channel, rows[:, None, :, None], columns[:, None, None, :]),
+            inside: Tensor = inside,
+        ) -> Tensor:
+            cut = images[at]
+            return cut if mode == "reflect" else cut * inside
+
+        yield batch.map_views(view)
+
+
+def _fold(position: Tensor, length: int) -> Tensor:
+    """Positions outside of 0..length-1 reflected back inside, the border pixel not repeated."""
+    if length == 1:
+        return torch.zeros_like(position)
+    position = position.remainder(2 * (length - 1))
+    return torch.where(position < length, position, 2 * (length - 1) - position)
+
+
+@batch_stage
+def random_flip(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Mirror left and right with probability 1/2."""
+    for batch in batches:
+        flipped = (uniform(keys(batch), 1, "random_flip") < 0.5)[:, :, None, None]
+        yield batch.map_views(lambda images, flipped=flipped: torch.where(flipped, images.flip(-1), images))
+
+
+@batch_stage
+def color_jitter(batches: Iterator[Batch], strengths: Sequence[float]) -> Iterator[Batch]:
+    """Brightness, contrast, saturation and hue, each by a factor drawn per sample.
+
+    The distributions are those of torchvision's ColorJitter; the order is the one named here (torchvision draws it).
+    Images become float in [0,1].
+    """
+    from kornia import enhance  # slow to import, and only this stage needs it
+
+    brightness, contrast, saturation, hue = strengths
+    for batch in batches:
+        draws = uniform(keys(batch), 4, "color_jitter") * 2 - 1
+        b = (1 + draws[:, 0] * brightness).clamp(min=0)
+        c = (1 + draws[:, 1] * contrast).clamp(min=0)
+        s = (1 + draws[:, 2] * saturation).clamp(min=0)
+        h = draws[:, 3] * hue * 2 * math.pi
+
+        def view(images: Tensor, b: Tensor = b, c: Tensor = c, s: Tensor = s, h: Tensor = h) -> Tensor:
+            images = to_unit(images)
+            if brightness:
+                images = enhance.adjust_brightness_accumulative(images, b)
+            if contrast:
+                images = enhance.adjust_contrast_with_mean_subtraction(images, c)
+            if saturation:
+                images = enhance.adjust_saturation_with_gray_subtraction(images, s)
+            return enhance.adjust_hue(images, h).clamp(0, 1) if hue else images
+
+        yield batch.map_views(view)
+
+
+def draw_box(
+    height: int, width: int, draws: Sequence[float], scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """A box in an image, distributed as torchvision's RandomResizedCrop draws it.
+
+    Ten tries of an area (uniform in ``scale`` times the image's) and an aspect ratio (log-uniform in ``ratio``); the
+    first that fits is placed uniformly. If none fits, the largest central box whose ratio is in range.
+
+    Args:
+        height, width: of the image.
+        draws: 40 uniform numbers in [0,1), four a try.
+        scale, ratio: ranges.
+
+    Returns:
+        top, left, height, width.
+    """
+    for attempt in range(10):
+        u_area, u_ratio, u_top, u_left = draws[4 * attempt : 4 * attempt + 4]
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u_area)
+        aspect = math.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u_ratio)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    w, h = max(w, 1), max(h, 1)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _cut(sample: Sample, top: int, left: int, height: int, width: int, size: Sequence[int]) -> Sample:
+    """Cut one box out of the image and of its versions; antialiased bilinear resize of uint8, on the host."""
+    for name in ("image", "variants"):
+        if name in sample:
+            sample[name] = tv.resized_crop(sample[name], top, left, height, width, list(size), antialias=True)
+    return sample
+
+
+@stage
+def random_box(
+    samples: Iterator[Sample], size: int, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
+) -> Iterator[Sample]:
+    """A random box of each image, resized to size x size; boxes are drawn from the image's true size."""
+    for sample in samples:
+        draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
+        box = draw_box(*sample["image"].shape[-2:], draws, scale, ratio)
+        yield _cut(sample, *box, (size, size))
+
+
+@stage
+def center_box(samples: Iterator[Sample], size: int, crop: float = 0.875) -> Iterator[Sample]:
+    """The central square of side ``crop`` times the shorter side, resized to size x size."""
+    for sample in samples:
+        height, width = sample["image"].shape[-2:]
+        side = max(1, round(min(height, width) * crop))
+        yield _cut(sample, (height - side) // 2, (width - side) // 2, side, side, (size, size))

@@ -1,0 +1,105 @@
+"""dataset.json: what a data set's folder says of itself, validated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdstream.errors import UserError
+from kdstream.stream.atomic import write_atomic
+
+SCHEMA = 1
+DATASET_FILE = "dataset.json"
+WORK_FOLDER = ".making"
+"""Where a conversion keeps what it has not finished; a folder that has it without dataset.json is half-made."""
+
+Size = tuple[int, int]
+Channels = tuple[float, float, float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+class ShardInfo(_Strict):
+    """One tar file."""
+
+    name: str = Field(pattern=r"^[^/]+\.tar$")
+    count: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class SkippedInfo(_Strict):
+    """A source file that could not be read as an image and was left out."""
+
+    file: str
+    error: str
+
+
+class ImageSizes(_Strict):
+    """(height, width), each the least and the greatest over the split's images."""
+
+    min: Size
+    max: Size
+
+
+class SplitInfo(_Strict):
+    """One split: its shards and what was measured over its images."""
+
+    count: int = Field(ge=0)
+    index: str = Field(pattern=r"^[^/]+\.npz$")
+    fingerprint: str
+    image_size: ImageSizes
+    mean: Channels
+    std: Channels
+    shards: list[ShardInfo] = Field(min_length=1)
+    skipped: list[SkippedInfo] = []
+
+
+class DatasetInfo(_Strict):
+    """The whole file."""
+
+    schema_version: int = Field(alias="schema")
+    classes: list[str] = Field(min_length=1)
+    splits: dict[str, SplitInfo] = Field(min_length=1)
+    source: str
+    made: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write atomically: temporary file, fsync, rename."""
+        write_atomic(folder / DATASET_FILE, self.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+
+
+def load_dataset_info(folder: Path) -> DatasetInfo:
+    """Read and check ``folder/dataset.json``.
+
+    Raises:
+        UserError: unreadable, not JSON, of a newer schema, or fields that do not fit.
+    """
+    path = folder / DATASET_FILE
+    hint = "make the shards again with tools/make_shards.py --force"
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: no valid JSON ({error}); {hint}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(f"{path} has schema {schema}, this kdstream reads up to {SCHEMA}: update kdstream")
+    try:
+        return DatasetInfo.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path} is damaged: {where}: {first['msg']}; {hint}") from error
+
+
+def fingerprint(shards: list[ShardInfo]) -> str:
+    """A hex hash that changes whenever the contents of the shards do (and not when they are renamed or moved)."""
+    return hashlib.sha256(json.dumps([[s.count, s.bytes, s.sha256] for s in shards]).encode()).hexdigest()[:32]

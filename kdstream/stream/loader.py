@@ -1,0 +1,175 @@
+"""From the plan to batches on the device: reader processes, collation, transfer one batch ahead."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kdstream.errors import UserError
+from kdstream.stream.draw import sample_keys
+from kdstream.stream.plan import Plan
+from kdstream.stream.shards import ShardSet
+from kdstream.stream.stage import Chain
+from kdstream.types import Batch, Sample
+
+
+def collate(samples: list[Sample], what: str) -> Batch:
+    """Samples of one size to a batch.
+
+    Args:
+        samples: each with ``image`` uint8 [3,H,W], ``label``, ``index``, ``rng_key`` and, all or none, ``variants``
+            [V,3,H,W] with ``qualities`` [V].
+        what: names the batch in messages.
+
+    Raises:
+        UserError: no samples, undecoded samples, images of different sizes.
+    """
+    if not samples:
+        raise UserError(
+            f"{what}: the stages dropped all of its samples; use larger batches, or drop them when making the shards"
+        )
+    for sample in samples:
+        if "image" not in sample:
+            raise UserError(f"{what}: sample {sample.get('__key__')!r} has no pixels; begin the chain with decode")
+    sizes = {tuple(sample["image"].shape) for sample in samples}
+    if len(sizes) > 1:
+        some = " and ".join("x".join(map(str, size[-2:])) for size in sorted(sizes)[:2])
+        raise UserError(
+            f"{what}: images of different sizes ({some}) make no batch; put augment(inception, SIZE) into the stream "
+            "for training and augment(eval, SIZE) for evaluation"
+        )
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([sample[name] for sample in samples], dtype=torch.int64)
+
+    def stacked(name: str) -> torch.Tensor | None:
+        return torch.stack([sample[name] for sample in samples]) if name in samples[0] else None
+
+    image = stacked("image")
+    assert image is not None
+    return Batch(
+        image=image,
+        label=column("label"),
+        index=column("index"),
+        variants=stacked("variants"),
+        qualities=stacked("qualities"),
+        rng_key=column("rng_key"),
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user's mistake met in a reader process; raised again in the main one, without the reader's traceback."""
+
+    message: str
+
+
+class Reader(Dataset[Any]):
+    """Makes one rank's slice of global batch (epoch, step); needs nothing but the two numbers."""
+
+    def __init__(self, shards: ShardSet, plan: Plan, chain: Chain, rank: int, world: int):
+        self.shards, self.plan, self.chain, self.rank, self.world = shards, plan, chain, rank, world
+
+    def samples(self, epoch: int, step: int) -> Iterator[Sample]:
+        """The raw samples of a batch, in the plan's order."""
+        # Evaluation deals out whole batches (Stream.steps), training slices of every batch.
+        part = (self.rank, self.world) if self.plan.shuffle else (0, 1)
+        index = self.plan.batch(epoch, step, *part)
+        for position, key in zip(index.tolist(), sample_keys(self.plan.seed, epoch, index).tolist(), strict=True):
+            sample = self.shards.read(position)
+            sample["rng_key"] = key
+            yield sample
+
+    def __getitem__(self, at: tuple[int, int]) -> Batch | Failure:
+        epoch, step = at
+        try:
+            return collate(list(self.chain(self.samples(epoch, step))), f"batch {step} of epoch {epoch}")
+        except UserError as error:
+            return Failure(str(error))
+
+
+class _Route:
+    """The (epoch, step) pairs that the readers shall make; replaced before each pass over the loader."""
+
+    def __init__(self) -> None:
+        self.stops: list[tuple[int, int]] | range = []
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, step) for step in self.stops)
+
+    def __len__(self) -> int:
+        return len(self.stops)
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group: the main process decides; a reader must not die in the middle of a batch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Loader:
+    """Reader processes over a :class:`Reader`.
+
+    Args:
+        reader: makes batches.
+        workers: reader processes; 0 = read in this process.
+        device: where the batches will go; for CUDA they are handed over in page-locked memory.
+    """
+
+    def __init__(self, reader: Reader, workers: int, device: torch.device):
+        self.route = _Route()
+        self.loader: DataLoader[Any] = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=self.route,  # type: ignore[arg-type]
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_quiet_worker,
+            collate_fn=_as_it_is,
+        )
+
+    def batches(self, epoch: int, steps: range) -> Iterator[Batch]:
+        """The batches of these steps, in order."""
+        self.route.epoch, self.route.stops = epoch, steps
+        for made in self.loader:
+            if isinstance(made, Failure):
+                raise UserError(made.message)
+            yield made
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device. To a GPU the next one is already on its way while the current one is used."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    copying = torch.cuda.Stream(device)
+
+    def send(batch: Batch | None) -> tuple[Batch, Batch] | None:
+        if batch is None:
+            return None
+        with torch.cuda.stream(copying):
+            return batch.to(device, non_blocking=True), batch  # the source must outlive the copy
+
+    coming = send(next(batches, None))
+    while coming is not None:
+        torch.cuda.current_stream(device).wait_stream(copying)
+        batch = coming[0].map_tensors(_used_here)
+        coming = send(next(batches, None))
+        yield batch
+
+
+def _used_here(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensor

@@ -1,0 +1,50 @@
+"""normalize: pixels to standardised floats, once, last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kdstream.stream.stage import batch_stage, given
+from kdstream.types import Batch
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [0,1]; floats pass through. Any shape."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """Float in [0,1] -> uint8 0..255, rounded; uint8 passes through. Any shape."""
+    return image if image.dtype == torch.uint8 else (image * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(image - mean) / std by channel.
+
+    Args:
+        image: [..., 3, H, W], uint8 or float in [0,1].
+        mean, std: by channel, of the image in [0,1].
+
+    Returns:
+        float32 (or the float type of ``image``), same shape.
+    """
+    image = to_unit(image)
+    shape = (3, 1, 1)
+    center = torch.tensor(mean, dtype=image.dtype, device=image.device).view(shape)
+    scale = torch.tensor(std, dtype=image.dtype, device=image.device).view(shape)
+    return (image - center) / scale
+
+
+@batch_stage
+def normalize(batches: Iterator[Batch], mean: Sequence[float] = given, std: Sequence[float] = given) -> Iterator[Batch]:
+    """Standardise ``image`` by the data set's mean and standard deviation (in [0,1], from dataset.json).
+
+    The last stage of a chain. Versions that no teacher has consumed stay as they are: the teacher standardises for
+    itself.
+    """
+    for batch in batches:
+        yield replace(batch, image=standardise(batch.image, mean, std))

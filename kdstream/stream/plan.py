@@ -1,0 +1,112 @@
+"""Which samples form which batch: a pure function of (size, seed, epoch, step), in O(1) memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdstream.errors import UserError
+from kdstream.stream.draw import mix, sample_keys
+
+ROUNDS = 8
+
+
+def permute(position: Tensor, size: int, key: int) -> Tensor:
+    """A keyed permutation of 0..size-1, evaluated at ``position``.
+
+    A Feistel network over the rectangle a x b with a = ceil(sqrt(size)), b = ceil(size / a): the two coordinates take
+    turns in being shifted by a hash of the other, which is invertible for any key. The rectangle has fewer than
+    size + a cells; a value beyond ``size`` is sent through again until it falls inside (cycle-walking; Black & Rogaway
+    2002, "Ciphers with arbitrary finite domains").
+
+    Args:
+        position: int64 [N], each in 0..size-1.
+        size: at least 1.
+        key: 64-bit integer.
+
+    Returns:
+        int64 [N], the permuted positions.
+    """
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+    value = position.clone()
+    outside = torch.ones_like(value, dtype=torch.bool)
+    while bool(outside.any()):
+        row, column = value[outside] // b, value[outside] % b
+        for turn in range(ROUNDS):
+            if turn % 2 == 0:
+                row = (row + _hash(column, key, turn)) % a
+            else:
+                column = (column + _hash(row, key, turn)) % b
+        value[outside] = row * b + column
+        outside = value >= size
+    return value
+
+
+def _hash(value: Tensor, key: int, turn: int) -> Tensor:
+    """A non-negative int64 (62 bits, so that adding a coordinate cannot overflow)."""
+    return mix(mix(value ^ key) + turn) & ((1 << 62) - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a data set.
+
+    Attributes:
+        size: number of samples.
+        batch_size: samples in a *global* batch, all ranks together.
+        seed: of the order.
+        shuffle: False = natural order (evaluation).
+
+    Batches are full except that, where ``batch_size`` does not divide ``size``, the last two share what is left
+    evenly: no batch is smaller than half of ``batch_size``, so batch statistics stay sound and every rank gets samples.
+    """
+
+    size: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError("the data set is empty: there is nothing to plan")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}: it must be at least 1")
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch, the same for every rank."""
+        return -(-self.size // self.batch_size)
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """First and last-plus-one position of a global batch in the epoch's order."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        last_two = (self.steps - 2) * self.batch_size
+        if self.steps < 2 or step < self.steps - 2 or self.size % self.batch_size == 0:
+            return step * self.batch_size, min((step + 1) * self.batch_size, self.size)
+        middle = last_two + (self.size - last_two + 1) // 2
+        return (last_two, middle) if step == self.steps - 2 else (middle, self.size)
+
+    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Tensor:
+        """Indices of the samples of one batch.
+
+        Args:
+            epoch: counted from 0.
+            step: 0..steps-1.
+            rank: whose slice, 0..world-1.
+            world: number of ranks; their slices, joined in order, are the global batch.
+
+        Returns:
+            int64 [n]; slices differ by one sample at most.
+        """
+        start, stop = self.bounds(step)
+        count = stop - start
+        position = torch.arange(start + count * rank // world, start + count * (rank + 1) // world)
+        if not self.shuffle:
+            return position
+        key = int(sample_keys(self.seed, epoch, torch.tensor([-1])))
+        return permute(position, self.size, key)

@@ -1,0 +1,189 @@
+"""A stage is a callable from an iterator to an iterator: decorators that give it settings, and chains of them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kdstream.errors import UserError
+
+
+@dataclass(frozen=True)
+class Given:
+    """Default of a stage's parameter that the stream fills in when the user does not; see :data:`given`."""
+
+    name: str | None = None
+
+    def __call__(self, name: str) -> Given:
+        """The same under another name: ``mean=given("teacher_mean")``."""
+        return Given(name)
+
+
+given = Given()
+"""Default value of a stage parameter that the stream knows: ``def mine(batches, seed=given): ...``. The parameter's
+name says what is wanted: ``seed``, ``dataset`` (the open shards), ``num_classes``, ``mean``, ``std`` and whatever else
+was handed to the :class:`~kdstream.stream.stream.Stream` as ``given``."""
+
+
+@dataclass
+class Stage:
+    """A function over an iterator, with its settings.
+
+    Made by :func:`stage` and :func:`batch_stage`. Calling it with an iterator runs it; calling it with anything else
+    gives a copy with those settings; ``a | b`` chains.
+
+    Attributes:
+        function: takes an iterator first, then its settings; a generator function, usually.
+        scope: "sample" = over samples, in the reader processes; "batch" = over batches, on the accelerator.
+        args, settings: bound arguments.
+        sample_form: for a batch stage that can also run on samples, where a later stage of the chain needs the
+            result on the host: takes the same settings, returns (sample stage, batch stage that completes it).
+    """
+
+    function: Callable[..., Iterator[Any]]
+    scope: Literal["sample", "batch"]
+    args: tuple[Any, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sample_form: Callable[..., tuple[Stage, Stage]] | None = None
+
+    def __post_init__(self) -> None:
+        self.__doc__ = self.function.__doc__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A decorated function's name leads to the stage, so pickle cannot find it: spawned readers look it up there.
+        function = self.function
+        name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
+        settings = (self.scope, self.args, dict(self.settings))
+        return (_restore, (module, name, *settings)) if name.isidentifier() else (Stage, (function, *settings))
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        if args and isinstance(args[0], Iterator):
+            return self._run(*args, **settings)
+        configured = Stage(self.function, self.scope, self.args + args, {**self.settings, **settings}, self.sample_form)
+        try:
+            inspect.signature(self.function).bind(None, *configured.args, **configured.settings)
+        except TypeError as error:
+            known = ", ".join(list(inspect.signature(self.function).parameters)[1:]) or "none"
+            raise UserError(f"stage {self.name}: {error}; its settings: {known}") from None
+        return configured
+
+    def _run(self, iterator: Iterator[Any], *args: Any, **settings: Any) -> Iterator[Any]:
+        return self.function(iterator, *self.args, *args, **{**self.settings, **settings})
+
+    def bind(self, known: Mapping[str, Any]) -> Stage:
+        """The stage with every parameter whose default is :data:`given` filled in.
+
+        Raises:
+            UserError: nothing of that name is known.
+        """
+        signature = inspect.signature(self.function)
+        bound = signature.bind_partial(None, *self.args, **self.settings).arguments
+        filled = dict(self.settings)
+        for parameter in signature.parameters.values():
+            if not isinstance(parameter.default, Given) or parameter.name in bound:
+                continue
+            wanted = parameter.default.name or parameter.name
+            if wanted not in known:
+                raise UserError(
+                    f"stage {self.name} needs {parameter.name!r}, which this stream does not know: "
+                    f"write {self.name}({parameter.name}=...) or give the stream {wanted}"
+                )
+            filled[parameter.name] = known[wanted]
+        return Stage(self.function, self.scope, self.args, filled, self.sample_form)
+
+    def __or__(self, other: Any) -> Chain:
+        return Chain((self,)) | other
+
+
+def _restore(module: str, name: str, scope: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Stage:
+    found = getattr(importlib.import_module(module), name)
+    return Stage(found.function if isinstance(found, Stage) else found, scope, args, settings)
+
+
+def stage(function: Callable[..., Iterator[Any]]) -> Stage:
+    """Decorator: a generator over samples (dicts) becomes a stage that runs on the host, in the reader processes.
+
+    It sees the samples of one batch at a time, so that the result does not depend on the number of readers: it may
+    change samples, drop them or add some, but knows nothing of other batches.
+    """
+    return Stage(function, "sample")
+
+
+def batch_stage(function: Callable[..., Iterator[Any]]) -> Stage:
+    """Decorator: a generator over :class:`~kdstream.types.Batch` becomes a stage that runs on the accelerator.
+
+    It must yield one batch for each that it takes. Random draws come from
+    :func:`kdstream.stream.draw.uniform` and the batch's ``rng_key``.
+    """
+    return Stage(function, "batch")
+
+
+def as_stages(thing: Any) -> tuple[Stage, ...]:
+    """A stage, a chain, or any callable from iterator to iterator (webdataset's filters) as stages."""
+    if isinstance(thing, Chain):
+        return thing.stages
+    if isinstance(thing, Stage):
+        return (thing,)
+    if callable(thing):
+        return (Stage(thing, "sample"),)
+    raise UserError(f"{thing!r} is not a stage: a stage is a callable from an iterator to an iterator")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages in order."""
+
+    stages: tuple[Stage, ...] = ()
+
+    def __or__(self, other: Any) -> Chain:
+        return Chain(self.stages + as_stages(other))
+
+    def __call__(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        for step in self.stages:
+            iterator = step(iterator)
+        return iterator
+
+    def has(self, name: str) -> bool:
+        """Whether a stage of that name is in the chain."""
+        return any(step.name == name for step in self.stages)
+
+    def bind(self, known: Mapping[str, Any]) -> Chain:
+        """Every stage with what the stream knows; see :meth:`Stage.bind`."""
+        return Chain(tuple(step.bind(known) for step in self.stages))
+
+    def split(self) -> tuple[Chain, Chain]:
+        """The part for the reader processes and the part for the accelerator.
+
+        A batch stage that stands before a sample stage runs on samples if it can (``coded`` before
+        ``augment(inception)``).
+
+        Raises:
+            UserError: a batch stage that cannot, before a sample stage.
+        """
+        last_host = max((i for i, step in enumerate(self.stages) if step.scope == "sample"), default=-1)
+        host: list[Stage] = []
+        device: list[Stage] = []
+        for position, step in enumerate(self.stages):
+            if position > last_host:
+                device.append(step)
+            elif step.scope == "sample":
+                host.append(step)
+            elif step.sample_form is not None:
+                on_sample, completion = step.sample_form(*step.args, **step.settings)
+                host.append(on_sample)
+                device.append(completion)
+            else:
+                late = self.stages[last_host].name
+                raise UserError(
+                    f"stage {late} works on samples, in the reader processes, but stands after {step.name}, which "
+                    f"works on batches: put {late} before {step.name}"
+                )
+        return Chain(tuple(host)), Chain(tuple(device))

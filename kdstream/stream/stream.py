@@ -1,0 +1,137 @@
+"""Stream: shards, a plan and a chain of stages; iterating it gives the batches of one epoch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdstream.errors import UserError
+from kdstream.stream.language import parse_chain
+from kdstream.stream.loader import Loader, Reader, to_device
+from kdstream.stream.plan import Plan
+from kdstream.stream.shards import ShardSet, open_shards
+from kdstream.stream.stage import Chain
+from kdstream.types import Batch
+
+
+class Stream:
+    """Batches of a data set.
+
+    ``stream | stage`` gives a stream with one more stage; a stage is a :class:`~kdstream.stream.stage.Stage`, any
+    callable from an iterator of samples to an iterator of samples, or text in the recipe's language. Each pass of a
+    ``for`` loop is one epoch, or what is left of it after :meth:`load_state_dict`.
+
+    Args:
+        shards: folder/split, such as ``"shards/cifar10/train"``, or an open :class:`ShardSet`.
+        batch_size: of the global batch, all processes together.
+        seed: of the order and of every random draw.
+        train: True: shuffled, every process gets its slice of every global batch. False (evaluation): natural order,
+            whole batches are dealt out to the processes, every sample exactly once, nothing padded.
+        workers: reader processes of this process; 0 = read in the main process.
+        rank, world: of this process; default: torch.distributed's, or 0 of 1.
+        device: where batches go and batch stages run.
+        given: what stages may ask for by name beside seed, dataset, num_classes, mean and std
+            (``teacher``, ``teacher_mean``, ...); see :data:`kdstream.stream.stage.given`.
+
+    The order of samples and their augmentation depend on (data set, seed, epoch, step) only: not on ``world``, not on
+    ``workers``, not on restarts.
+    """
+
+    def __init__(
+        self,
+        shards: str | Path | ShardSet,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        train: bool = True,
+        workers: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+        device: torch.device | str = "cpu",
+        given: Mapping[str, Any] | None = None,
+    ):
+        self.dataset = shards if isinstance(shards, ShardSet) else open_shards(shards)
+        self.plan = Plan(len(self.dataset), batch_size, seed, shuffle=train)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
+        self.world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
+        self.workers, self.device, self.train = workers, torch.device(device), train
+        self.given = dict(given or {})
+        self.chain = Chain()
+        self.epoch = 0
+        self.step = 0
+        self.wait_seconds = 0.0
+        self._loader: Loader | None = None
+        self._device_chain = Chain()
+        smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
+        if train and self.world > smallest:
+            raise UserError(
+                f"batches of {batch_size} of {len(self.dataset)} samples are too small for {self.world} processes: "
+                f"raise batch_size to {2 * self.world} or more"
+            )
+
+    def __or__(self, stage: Any) -> Stream:
+        new = copy.copy(self)
+        new.chain = self.chain | (parse_chain(stage) if isinstance(stage, str) else stage)
+        if new.chain.has("teacher") and new.chain.has("normalize"):
+            names = [step.name for step in new.chain.stages]
+            if names.index("normalize") < names.index("teacher"):
+                raise UserError("normalize must come after teacher: the teacher standardises images for itself")
+        new._loader = None
+        return new
+
+    @property
+    def steps(self) -> int:
+        """Batches that this process sees in an epoch."""
+        return self.plan.steps if self.train else len(range(self.rank, self.plan.steps, self.world))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands: the next batch is ``step`` of ``epoch``."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from a state: the next pass begins with that batch."""
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+
+    def _open(self) -> Loader:
+        if self._loader is None:
+            known = {
+                "seed": self.plan.seed,
+                "dataset": self.dataset,
+                "num_classes": self.dataset.num_classes,
+                "mean": self.dataset.mean,
+                "std": self.dataset.std,
+                **self.given,
+            }
+            host, self._device_chain = self.chain.bind(known).split()
+            self._loader = Loader(
+                Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device
+            )
+        return self._loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = self._open()
+        steps = range(self.step, self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
+        raw = self._timed(loader.batches(self.epoch, steps))
+        for batch in self._device_chain(to_device(raw, self.device)):
+            self.step += 1
+            yield batch
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Counts in ``wait_seconds`` how long the consumer waits for the readers."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch

@@ -1,0 +1,1 @@
+"""Training: loop, phases, evaluation, checkpoints, and what a person sees of them."""

@@ -1,0 +1,650 @@
+"""The loop: one student (or teacher) trained from a recipe, resumable at any instant."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdstream.errors import UserError
+from kdstream.models import build
+from kdstream.models.export import save_student
+from kdstream.models.taps import Tapped
+from kdstream.objectives import Task, WeightedTerm, parse_loss
+from kdstream.recipe import Recipe, Schedule
+from kdstream.stream.augment import center_box
+from kdstream.stream.decode import decode
+from kdstream.stream.language import parse_chain
+from kdstream.stream.normalize import normalize
+from kdstream.stream.shards import ShardSet
+from kdstream.stream.stage import Chain
+from kdstream.stream.stream import Stream
+from kdstream.stream.teacher import teacher as teacher_stage
+from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
+from kdstream.training.distiller import Distiller, Stage
+from kdstream.training.evaluate import evaluate
+from kdstream.training.metrics import MetricsLog
+from kdstream.training.networks import Converted, Teacher, make_student
+from kdstream.training.progress import Display
+from kdstream.training.schedule import learning_rate
+from kdstream.types import Batch, Outputs
+
+CHECK_EVERY = 20
+"""Steps between looks at the losses on a GPU, where each look stalls the queue; on a CPU every step is checked."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop; the checkpoint is written."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal = signal_number
+
+
+@dataclass
+class StopFlag:
+    """Which signal asked the training to stop; looked at after every step."""
+
+    signal: int | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """While this is open, SIGTERM and Ctrl-C set the flag; a second one acts at once."""
+
+        def ask(number: int, _: Any) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        # Python allows handlers in the main thread only; elsewhere (a notebook's worker, say) signals act as ever.
+        in_main = threading.current_thread() is threading.main_thread()
+        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Sums:
+    """What is summed over an epoch, on the device, in float64; saved with every checkpoint."""
+
+    names: list[str]
+    device: torch.device
+    values: Tensor = field(init=False)
+    qualities: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        # samples, correct, loss, teacher's entropy and its square, ground-truth probability and its square, terms...
+        self.values = torch.zeros(7 + len(self.names), dtype=torch.float64, device=self.device)
+        self.qualities = torch.zeros(102, dtype=torch.int64, device=self.device)
+
+    def add(self, batch: Batch, loss: Tensor, terms: Tensor, logits: Tensor) -> None:
+        """Count one step."""
+        peaky = [torch.zeros((), dtype=torch.float64, device=self.device)] * 4
+        if batch.teacher is not None:
+            log_p = torch.log_softmax(batch.teacher.logits.double(), dim=1)
+            entropy = -(log_p.exp() * log_p).sum(1)
+            truth = log_p.gather(1, batch.label[:, None])[:, 0].exp()
+            peaky = [entropy.sum(), (entropy**2).sum(), truth.sum(), (truth**2).sum()]
+        count = len(batch)
+        correct = (logits.argmax(1) == batch.label).sum().double()
+        head = torch.stack([torch.full_like(correct, count), correct, loss.double() * count, *peaky])
+        self.values += torch.cat([head, terms.double() * count])
+        if batch.quality is not None:
+            self.qualities += torch.bincount(batch.quality + 1, minlength=102)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        return {"values": self.values.cpu(), "qualities": self.qualities.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """From the checkpoint."""
+        self.values.copy_(state["values"])
+        self.qualities.copy_(state["qualities"])
+
+
+def training_chain(recipe: Recipe, uses_teacher: bool) -> Chain:
+    """The recipe's stream, completed: ``teacher`` before ``normalize`` at the end, or no teacher's stages at all."""
+    stages = list(parse_chain(recipe.stream).stages)
+    if not uses_teacher:
+        stages = [stage for stage in stages if stage.name not in ("coded", "teacher")]
+    chain = Chain(tuple(stage for stage in stages if stage.name != "normalize"))
+    if uses_teacher and not chain.has("teacher"):
+        chain = chain | teacher_stage
+    last = [stage for stage in stages if stage.name == "normalize"] or [normalize]
+    return chain | Chain(tuple(last))
+
+
+def evaluation_chain(recipe: Recipe) -> Chain:
+    """The recipe's evaluation stream, or the one that fits its training stream; ``normalize`` last."""
+    if recipe.eval_stream is not None:
+        chain = parse_chain(recipe.eval_stream)
+    else:
+        chain = Chain() | decode
+        boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.name in ("random_box", "center_box")]
+        if boxes:
+            chain = chain | center_box(size=boxes[-1].settings["size"])
+    return chain if chain.has("normalize") else chain | normalize
+
+
+@dataclass
+class Trainer:
+    """One training.
+
+    Attributes:
+        recipe: its settings.
+        folder: where everything goes.
+        train, val: the splits.
+        teacher: None where there is none.
+        accelerator: shared by all trainings of a process.
+        display: shows what happens.
+        stop: asked after every step.
+    """
+
+    recipe: Recipe
+    folder: Path
+    train: ShardSet
+    val: ShardSet
+    teacher: Teacher | None
+    accelerator: Accelerator
+    display: Display
+    stop: StopFlag
+
+    def fit(self) -> dict[str, Any]:
+        """Train, or continue, or report the result of a training that is finished.
+
+        Returns:
+            The content of ``result.json``.
+
+        Raises:
+            Stopped: by signal; the state is saved.
+            UserError: input that cannot work, a loss that is not finite, a folder that holds another training.
+        """
+        self.fingerprint = f"{self.recipe.fingerprint()}-{self.train.fingerprint[:16]}"
+        if self.teacher is not None:
+            self.fingerprint += f"-{self.teacher.hash[:16]}"
+        finished = self._finished()
+        if finished is not None:
+            self.display.note(f"{self.recipe.name}: finished before, top-1 {finished['top1']:.2f} % ({self.folder})")
+            return finished
+        state = load_checkpoint(self.folder / "last.pt")
+        if state is not None and state["fingerprint"] != self.fingerprint:
+            raise UserError(self._other_recipe())
+        with self.stop.listening():
+            self._build()
+            return self._run(state)
+
+    # --- before the first step
+
+    def _finished(self) -> dict[str, Any] | None:
+        try:
+            result = json.loads((self.folder / "result.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if result.get("fingerprint") != self.fingerprint:
+            raise UserError(self._other_recipe())
+        return result
+
+    def _other_recipe(self) -> str:
+        """The message about a folder that holds another training: which settings differ."""
+        changed: list[str] = []
+        try:
+            old = yaml.safe_load((self.folder / "recipe.yaml").read_text())
+            new = yaml.safe_load(self.recipe.to_yaml())
+            changed = _differences(old, new)
+        except (OSError, yaml.YAMLError):
+            pass
+        what = f"(different: {', '.join(changed[:4])})" if changed else "(other data or another teacher)"
+        return f"{self.folder} holds a training with other settings {what}: choose another out=FOLDER, or --fresh"
+
+    def _build(self) -> None:
+        recipe, device = self.recipe, self.accelerator.device
+        terms = parse_loss(recipe.loss)
+        self.uses_teacher = any(term.uses_teacher for _, _, term in terms)
+        if self.uses_teacher and self.teacher is None:
+            names = ", ".join(name for name, _, term in terms if term.uses_teacher)
+            raise UserError(f"recipe {recipe.name}: the loss ({names}) needs a teacher: add teacher: to the recipe")
+        chain = training_chain(recipe, self.uses_teacher)
+        given: dict[str, Any] = {}
+        tapped_teacher, plain_teacher = None, None
+        if self.teacher is not None and self.uses_teacher:
+            plain_teacher = self.teacher.network.cpu()
+            taps = [t for _, _, term in terms for t in term.teacher_taps]
+            tapped_teacher = Tapped(plain_teacher, _paths(plain_teacher, taps, self.teacher.settings)).eval()
+            tapped_teacher.requires_grad_(False)
+            mean, std = self.teacher.mean or self.train.mean, self.teacher.std or self.train.std
+            given = {"teacher": self._answering(tapped_teacher), "teacher_mean": mean, "teacher_std": std}
+        few = min(2, len(self.train))
+        self.probe = next(iter(Stream(self.train, few, recipe.seed, rank=0, world=1, given=given) | chain))
+        torch.manual_seed(recipe.seed)
+        network = make_student(recipe.student, self.train.num_classes)
+        for _, _, term in terms:
+            network = term.adapt(network, plain_teacher, self.probe.image, build)
+        student = Tapped(
+            network, _paths(network, [t for _, _, term in terms for t in term.student_taps], recipe.student)
+        )
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        place: dict[str, Any] = {"rank": rank, "world": world, "device": device}
+        self.stream = (
+            Stream(self.train, recipe.batch_size, recipe.seed, workers=recipe.workers, given=given, **place) | chain
+        )
+        self.eval_stream = Stream(
+            self.val, recipe.eval_batch_size, train=False, workers=recipe.workers, given=given, **place
+        ) | evaluation_chain(recipe)
+        with torch.no_grad():
+            student_outputs = student.eval()(self.probe.image).detach()
+        asked_teacher = tapped_teacher
+        if asked_teacher is not None and (given["teacher_mean"], given["teacher_std"]) != (
+            self.train.mean,
+            self.train.std,
+        ):
+            asked_teacher = Converted(asked_teacher, self.train, given["teacher_mean"], given["teacher_std"])
+        task = Task(
+            num_classes=self.train.num_classes,
+            num_samples=len(self.train),
+            epochs=recipe.epochs,
+            student_outputs=student_outputs,
+            teacher_outputs=self.probe.teacher,
+            student=student,
+            teacher=asked_teacher,
+            labels=torch.tensor(self.train.labels),
+            build=build,
+        )
+        for _, _, term in terms:
+            term.setup(task)
+        self.terms = terms
+        self.probe = self.probe.to(device)
+        if tapped_teacher is not None:
+            tapped_teacher.to(device)
+        self.distiller = Distiller(student, terms).to(device)
+        for _, _, term in terms:
+            network = term.deploy(network)
+        self.networks: dict[str, nn.Module] = {"student": network}
+        for _, _, term in terms:
+            self.networks |= term.peers()
+
+    def _answering(self, teacher: nn.Module) -> Callable[[Tensor], Outputs]:
+        """The teacher under the recipe's precision, its answers in float32."""
+        if self.recipe.precision == "no":
+            return teacher
+
+        def answer(images: Tensor) -> Outputs:
+            with self.accelerator.autocast():
+                return teacher(images).map(Tensor.float)
+
+        return answer
+
+    # --- the loop
+
+    def _run(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        recipe, accelerator = self.recipe, self.accelerator
+        main = accelerator.is_main_process
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if main and state is None:
+            (self.folder / "recipe.yaml").write_text(recipe.to_yaml())
+        position = None if state is None else state["log"]
+        self.log = MetricsLog(self.folder, position, tensorboard=recipe.tensorboard) if main else None
+        stages = self.distiller.stages()
+        epochs = [recipe.epochs if stage.phase is None else stage.phase.epochs for stage in stages]
+        self.best: dict[str, Any] = {}
+        self.global_step, self.global_epoch, self.seconds, self.images = 0, 0, 0.0, 0
+        first_stage, first_epoch = 0, 0
+        self.last_row: dict[str, Any] = {}
+        if state is not None:
+            first_stage, first_epoch = state["stage"], state["stage_epoch"]
+            self.global_step, self.global_epoch = state["global_step"], state["global_epoch"]
+            self.seconds, self.images, self.best = state["seconds"], state["images"], state["best"]
+            self.last_row = state["last_row"]
+            self.distiller.load_state_dict(state["distiller"])
+            self.stream.load_state_dict(state["stream"])
+        self.display.start_run(recipe.name, sum(epochs), self.global_epoch)
+        if state is not None and first_stage < len(stages):
+            self.display.note(f"{recipe.name}: continues at epoch {self.global_epoch + 1}, step {self.stream.step}")
+        for number in range(first_stage, len(stages)):
+            resumed = state if state is not None and number == first_stage else None
+            start = first_epoch if number == first_stage else 0
+            self._train_stage(stages, number, range(start, epochs[number]), epochs[number], resumed)
+        result = self._finish(sum(epochs))
+        if self.log is not None:
+            self.log.close()
+        return result
+
+    def _train_stage(
+        self, stages: list[Stage], number: int, epochs: range, length: int, state: dict[str, Any] | None
+    ) -> None:
+        recipe, accelerator, stage = self.recipe, self.accelerator, stages[number]
+        parameters = self.distiller.begin(stage, self.probe)
+        if not parameters and stage.trains != "nothing":
+            raise UserError(f"recipe {recipe.name}: the loss of phase {stage.name} depends on nothing that is trained")
+        base = recipe.optimizer.lr if stage.phase is None else stage.phase.lr
+        shape = recipe.schedule
+        if stage.phase is not None:
+            shape = Schedule(name="step", milestones=list(stage.phase.milestones), gamma=stage.phase.gamma)
+        settings = recipe.optimizer
+        wrapped: Any = self.distiller
+        optimizer: Any = None
+        if parameters:
+            optimizer = torch.optim.SGD(
+                parameters, base, settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov
+            )
+            wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
+        self.sums = Sums([name for name, _, _ in stage.losses], accelerator.device)
+        if state is not None:
+            if optimizer is not None and state["optimizer"] is not None:
+                optimizer.load_state_dict(state["optimizer"])
+            self.sums.load_state_dict(state["sums"])
+            if accelerator.scaler is not None and state["scaler"] is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
+            _restore_random(state["random"], accelerator.process_index)
+        for epoch in epochs:
+            at = {"stage": number, "stage_epoch": epoch}
+            if stage.phase is None:
+                for term in self.distiller.terms:
+                    term.begin_epoch(epoch, length)  # type: ignore[operator]
+            self._train_epoch(wrapped, optimizer, stage, shape, base, epoch, length, at)
+            last = epoch + 1 == length
+            after = {"stage": number + 1, "stage_epoch": 0} if last else {"stage": number, "stage_epoch": epoch + 1}
+            self._save(after, None if last else optimizer)
+        accelerator.free_memory()
+        self.distiller = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+    def _train_epoch(
+        self,
+        wrapped: nn.Module,
+        optimizer: Any,
+        stage: Stage,
+        shape: Schedule,
+        base: float,
+        epoch: int,
+        length: int,
+        at: dict[str, int],
+    ) -> None:
+        recipe, accelerator, stream, sums = self.recipe, self.accelerator, self.stream, self.sums
+        steps, first = stream.steps, stream.step
+        wrapped.train()
+        self.display.start_epoch(recipe.name, stage.name, epoch, length, steps, first)
+        began = saved = ticked = time.perf_counter()
+        seen, waited = 0, stream.wait_seconds
+        pending: list[tuple[int, Tensor]] = []
+        rate = base
+
+        def check() -> None:
+            self._check_finite(stage, pending)
+            pending.clear()
+
+        for batch in _leaving(stream):
+            step = stream.step - 1
+            rate = learning_rate(shape, base, epoch, (step + 1) / steps, length)
+            for group in optimizer.param_groups if optimizer else ():
+                group["lr"] = rate
+            # Batches whose gradients are added up before this step of the optimizer; the last group may be short.
+            group_start = step - step % recipe.accumulate
+            group_size = min(recipe.accumulate, steps - group_start)
+            closes = step + 1 == group_start + group_size
+            share, count = self._share(len(batch))
+            with _synchronised(accelerator, wrapped, closes):
+                loss, terms, logits = wrapped(batch)
+                if optimizer is not None:
+                    accelerator.backward(loss * (share / group_size))
+            pending.append((step, torch.cat([loss.detach().reshape(1), terms])))
+            if accelerator.device.type == "cpu" or len(pending) >= CHECK_EVERY:
+                check()
+            if closes and optimizer is not None:
+                if recipe.optimizer.clip is not None:
+                    accelerator.clip_grad_norm_(wrapped.parameters(), recipe.optimizer.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                self.global_step += 1
+            sums.add(batch, loss.detach(), terms, logits)
+            now = time.perf_counter()
+            wait = (stream.wait_seconds - waited) / max(now - ticked, 1e-9)
+            waited, ticked = stream.wait_seconds, now
+            seen += count
+            self.display.step(
+                step, lambda loss=loss, terms=terms: _shown(stage, sums, loss, terms), count, min(wait, 1)
+            )
+            if closes and self._must_stop(step):
+                check()
+                self.seconds, self.images = self.seconds + now - began, self.images + seen
+                self._save(at, optimizer)
+                where = f"{recipe.name}, epoch {self.global_epoch + 1}, step {step + 1} of {steps}"
+                raise Stopped(f"{where} is saved in {self.folder}", self.stop.signal or signal.SIGTERM)
+            if closes and step + 1 < steps and now - saved >= recipe.checkpoint_seconds:
+                check()
+                self.seconds, self.images = self.seconds + now - began, self.images + seen
+                self._save(at, optimizer)
+                began, saved, seen = now, time.perf_counter(), 0
+        check()
+        took = time.perf_counter() - began
+        self.seconds, self.images = self.seconds + took, self.images + seen
+        self._end_epoch(stage, sums, rate, {"images_per_s": seen / took if took else 0.0, "seconds": took}, epoch)
+
+    def _share(self, count: int) -> tuple[float | Tensor, int]:
+        """By what the mean over this process's slice must be weighted, so that the processes' mean is that of the
+        global batch; and the global batch's size."""
+        accelerator = self.accelerator
+        if accelerator.num_processes == 1:
+            return 1.0, count
+        total = accelerator.reduce(torch.tensor(float(count), device=accelerator.device))
+        return count * accelerator.num_processes / total, int(total)
+
+    def _must_stop(self, step: int) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.stop.signal is not None
+        if step % 10:
+            return False
+        asked = torch.tensor(float(self.stop.signal is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked) > 0)
+
+    def _check_finite(self, stage: Stage, pending: list[tuple[int, Tensor]]) -> None:
+        if not pending:
+            return
+        values = torch.stack([values for _, values in pending]).cpu()
+        bad = ~values.isfinite()
+        if not bad.any():
+            return
+        row = int(bad.any(dim=1).nonzero()[0])
+        step, names = pending[row][0], [name for name, _, _ in stage.losses]
+        culprits = [f"{name} = {values[row, i + 1]:g}" for i, name in enumerate(names) if bad[row, i + 1]]
+        what = " and ".join(culprits) or f"the sum of {', '.join(names)}"
+        raise UserError(
+            f"recipe {self.recipe.name}: the loss is not finite at step {step + 1} of epoch {self.global_epoch + 1} "
+            f"({what}): lower optimizer.lr ({self.recipe.optimizer.lr:g}), lengthen schedule.warmup or set "
+            f"optimizer.clip; the last good checkpoint is {self.folder / 'last.pt'}"
+        )
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor) if self.accelerator.num_processes > 1 else tensor  # type: ignore[return-value]
+
+    def _end_epoch(self, stage: Stage, sums: Sums, rate: float, speed: dict[str, float], epoch: int) -> None:
+        values = self._reduce(sums.values.clone()).tolist()
+        count = values[0]
+        row: dict[str, Any] = {
+            "phase": stage.name,
+            "epoch": self.global_epoch + 1,
+            "step": self.global_step,
+            "lr": rate,
+            "loss": values[2] / count,
+            **{f"loss/{name}": value / count for name, value in zip(sums.names, values[7:], strict=True)},
+            "train/top1": 100 * values[1] / count,
+        }
+        if self.uses_teacher:
+            row |= {"teacher/entropy": values[3] / count, "teacher/gt_probability": values[5] / count}
+        tops: dict[str, float] = {}
+        for name, network in self.networks.items():
+            prefix = "val" if name == "student" else f"val/{name}"
+            with self.display.task(f"evaluation of {name}", self.eval_stream.plan.size) as task, self._precision():
+                measured = evaluate(network, self.eval_stream, self._reduce, task.advance)
+            row |= {f"{prefix}/{key}": measured[key] for key in ("loss", "top1", "top5")}
+            tops[name] = measured["top1"]
+        best = max(tops, key=lambda name: tops[name])
+        if stage.phase is None and tops[best] > self.best.get("top1", -math.inf):
+            self.best = {"top1": tops[best], "epoch": self.global_epoch + 1, "network": best}
+            if self.accelerator.is_main_process:
+                save_checkpoint(self._network_state(best), self.folder / "best.pt")
+        self.last_row = {**row, "network": best, "top1": tops[best]}
+        if self.uses_teacher:
+            self.last_row |= self._teacher_summary(values, self._reduce(sums.qualities.clone()))
+        wait_share = min(1.0, self.stream.wait_seconds / max(speed["seconds"], 1e-9))
+        speed = {"epoch": self.global_epoch + 1, **speed, "wait_share": wait_share}
+        self.stream.wait_seconds = 0.0
+        if self.log is not None:
+            self.log.write("epoch", row)
+            self.log.write_speed(speed)
+        self.display.end_epoch(row, speed)
+        self.global_epoch += 1
+        self.sums = Sums(sums.names, sums.device)
+
+    def _precision(self) -> Any:
+        return self.accelerator.autocast()
+
+    @staticmethod
+    def _teacher_summary(values: list[float], qualities: Tensor) -> dict[str, Any]:
+        count = values[0]
+
+        def mean_std(total: float, squares: float) -> list[float]:
+            return [total / count, math.sqrt(max(squares / count - (total / count) ** 2, 0))]
+
+        chosen = {str(i - 1): n for i, n in enumerate(qualities.tolist()) if n}
+        summary = {"entropy": mean_std(values[3], values[4]), "gt_probability": mean_std(values[5], values[6])}
+        return {"teacher": summary, **({"qualities": chosen} if chosen else {})}
+
+    def _network_state(self, name: str) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "network": name, "state": self.networks[name].state_dict()}
+
+    def _save(self, at: dict[str, int], optimizer: Any) -> None:
+        """Write last.pt: everything that the rest of the training depends on."""
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        assert self.log is not None
+        state = {
+            "fingerprint": self.fingerprint,
+            **at,
+            "global_step": self.global_step,
+            "global_epoch": self.global_epoch,
+            "stream": self.stream.state_dict(),
+            "distiller": self.distiller.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "sums": self.sums.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "best": self.best,
+            "last_row": self.last_row,
+            "seconds": self.seconds,
+            "images": self.images,
+            "log": self.log.position,
+        }
+        save_checkpoint(state, self.folder / "last.pt")
+
+    def _finish(self, epochs: int) -> dict[str, Any]:
+        name = self.last_row["network"]
+        accuracy = {
+            key: self.last_row[f"val/{key}" if name == "student" else f"val/{name}/{key}"] for key in ("top1", "top5")
+        }
+        if self.recipe.export == "best":
+            name = self.best["network"]
+            best = load_checkpoint(self.folder / "best.pt")
+            assert best is not None
+            self.networks[name].load_state_dict(best["state"])
+            accuracy = {"top1": self.best["top1"]}
+        network = self.networks[name]
+        result: dict[str, Any] = {
+            "name": self.recipe.name,
+            "fingerprint": self.fingerprint,
+            **accuracy,
+            "best_top1": self.best["top1"],
+            "best_epoch": self.best["epoch"],
+            "model": self.recipe.student.model or network.spec["name"],
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+            "epochs": epochs,
+            "seconds": self.seconds,
+            "images_per_s": self.images / self.seconds if self.seconds else 0.0,
+            "network": name,
+            **{key: self.last_row[key] for key in ("teacher", "qualities") if key in self.last_row},
+        }
+        if self.accelerator.is_main_process:
+            save_student(
+                self.folder,
+                network,
+                classes=self.train.classes,
+                mean=self.train.mean,
+                std=self.train.std,
+                image_size=tuple(self.probe.image.shape[-2:]),
+                extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
+            )
+            part = self.folder / "result.json.part"
+            part.write_text(json.dumps(result, indent=2))
+            os.replace(part, self.folder / "result.json")
+        self.accelerator.wait_for_everyone()
+        return result
+
+
+def _paths(network: nn.Module, wanted: list[str], settings: Any) -> dict[str, str] | list[str]:
+    """What Tapped wants: names the network knows, or with the recipe's own paths where it gives some."""
+    wanted = list(dict.fromkeys(wanted))
+    if not settings.taps:
+        return wanted
+    known = {**getattr(network, "taps", {}), **settings.taps}
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")
+    return {name: known[name] for name in wanted}
+
+
+def _leaving(stream: Stream) -> Iterator[Batch]:
+    """The rest of the stream's epoch; closes the reader's iteration when the loop is left early."""
+    batches = iter(stream)
+    try:
+        yield from batches
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def _synchronised(accelerator: Accelerator, wrapped: nn.Module, closes: bool) -> Any:
+    """Gradients are exchanged between processes only in the backward pass that closes a group."""
+    return contextlib.nullcontext() if closes else accelerator.no_sync(wrapped)
+
+
+def _shown(stage: Stage, sums: Sums, loss: Tensor, terms: Tensor) -> dict[str, float]:
+    named = {f"loss/{name}": value for (name, _, _), value in zip(stage.losses, terms.tolist(), strict=True)}
+    count, correct = sums.values[:2].tolist()
+    return {"loss": float(loss.detach()), **named, "train/top1": 100 * correct / max(count, 1)}
+
+
+def _restore_random(state: dict[str, Any], rank: int) -> None:
+    """The first process continues its random numbers; the others, whose state is not saved, start new ones."""
+    if rank == 0:
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        torch.manual_seed(int(state["cpu"][:7].sum()) + rank)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two nested mappings differ, as "key: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(
+            {*old, *new} - {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
+        )
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+__all__ = ["StopFlag", "Stopped", "Trainer", "WeightedTerm", "evaluation_chain", "training_chain"]

@@ -1,0 +1,257 @@
+"""at and fitnet: the invariants of their formulas, FitNet's phase and regressors, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdstream.errors import UserError
+from kdstream.objectives.at import AttentionTransfer, attention, attention_distance
+from kdstream.objectives.fitnet import FitNet
+from kdstream.objectives.regressor import ConvRegressor
+from kdstream.objectives.term import Phase, Task
+from kdstream.types import Batch, Outputs
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def maps(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def outputs(seed: int = 0, **shapes: tuple[int, ...]) -> Outputs:
+    return Outputs(torch.zeros(4, 10), {tap: maps(4, *shape, seed=seed) for tap, shape in shapes.items()})
+
+
+def batch() -> Batch:
+    return Batch(torch.zeros(4, 3, 1, 1), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+
+
+def task(student: Outputs, teacher: Outputs | None) -> Task:
+    return Task(10, 100, 1, student, teacher)
+
+
+# ------------------------------------------------------------------------------------------------------ at
+
+
+@given(seeds, st.integers(1, 3), st.floats(0.01, 100), st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_at_does_not_see_the_scale_of_a_map(seed, p, ours, theirs):
+    student, teacher = maps(3, 5, 4, 4, seed=seed).double(), maps(3, 6, 4, 4, seed=seed + 1).double()
+    value = attention_distance(student, teacher, p)
+    torch.testing.assert_close(attention_distance(ours * student, theirs * teacher, p), value, rtol=1e-6, atol=1e-12)
+
+
+@given(seeds, st.permutations(range(5)))
+@settings(max_examples=20, deadline=None)
+def test_at_does_not_see_the_order_of_channels_and_is_zero_for_equal_attention(seed, order):
+    student = maps(3, 5, 4, 4, seed=seed)
+    assert attention_distance(student, student[:, order].repeat(1, 2, 1, 1), 2).item() < 1e-12
+    assert attention_distance(student, maps(3, 5, 4, 4, seed=seed + 1), 2).item() > 1e-6
+
+
+def test_attention_has_unit_length_and_keeps_the_sign_of_odd_powers():
+    signed = -maps(3, 5, 4, 4).abs()
+    torch.testing.assert_close(attention(signed, 2).norm(dim=1), torch.ones(3))
+    assert (attention(signed, 3) < 0).all()
+    assert torch.equal(attention(torch.zeros(1, 2, 2, 2), 2), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((8, 8), (4, 4)), ((4, 4), (8, 8)), ((8, 4), (4, 8)), ((7, 5), (5, 3))])
+def test_at_pools_the_larger_map_before_the_power(ours, theirs):
+    student, teacher = maps(2, 3, *ours), maps(2, 4, *theirs, seed=1)
+    size = (min(ours[0], theirs[0]), min(ours[1], theirs[1]))
+    pool = torch.nn.AdaptiveAvgPool2d(size)
+    expected = (attention(pool(student), 2) - attention(pool(teacher), 2)).square().mean()
+    torch.testing.assert_close(attention_distance(student, teacher, 2), expected)
+
+
+def test_at_sums_over_taps_and_pairs_names():
+    student, teacher = outputs(block1=(3, 8, 8), block2=(4, 4, 4)), outputs(1, layer1=(5, 8, 8), layer2=(6, 4, 4))
+    term = AttentionTransfer(taps=["block1", "block2"], teacher_taps=["layer1", "layer2"])
+    term.setup(task(student, teacher))
+    parts = [attention_distance(student.features[f"block{i}"], teacher.features[f"layer{i}"], 2).item() for i in (1, 2)]
+    assert term(student, teacher, batch()).item() == pytest.approx(sum(parts))
+    assert (term.student_taps, term.teacher_taps) == (("block1", "block2"), ("layer1", "layer2"))
+
+
+def test_at_does_not_overflow_in_half_precision():
+    student = 400 * maps(4, 3, 4, 4).half()
+    value = attention_distance(student, maps(4, 3, 4, 4, seed=1).half(), 2)
+    assert value.dtype == torch.float32
+    assert torch.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"p": 0}, "at: p must be a whole number >= 1, got 0"),
+        ({"p": 1.5}, "at: p must be a whole number >= 1, got 1.5"),
+        ({"p": True}, "at: p must be a whole number >= 1, got True"),
+        ({"p": "2"}, "at: p must be a whole number >= 1, got the text '2' (remove the quotes"),
+        ({"taps": []}, "at: taps must be a list of tap names such as [block1, block2], got []"),
+        ({"taps": [1]}, "at: taps must be a list of tap names such as [block1, block2], got [1]"),
+        ({"taps": 3}, "at: taps must be a list, got 3"),
+        ({"taps": ["block1", "block1"]}, "at: taps names a tap twice: block1, block1"),
+        ({"taps": "block1", "teacher_taps": ["a", "b"]}, "at: taps and teacher_taps must pair up, got 1 and 2 names"),
+    ],
+)
+def test_at_refuses(settings_, message):
+    with pytest.raises(UserError) as caught:
+        AttentionTransfer(**settings_)
+    assert str(caught.value).startswith(message)
+
+
+def test_at_takes_whole_floats_and_a_single_name():
+    term = AttentionTransfer(p=2.0, taps="block3")
+    assert (term.p, term.student_taps, term.teacher_taps) == (2, ("block3",), ("block3",))
+
+
+def test_at_refuses_taps_that_are_no_maps():
+    term = AttentionTransfer(taps="penultimate")
+    flat = Outputs(torch.zeros(2, 10), {"penultimate": torch.zeros(2, 64)})
+    with pytest.raises(UserError, match=r"tap 'penultimate' of the student has shape \[2, 64\], not that of a feature"):
+        term.setup(task(flat, flat))
+    with pytest.raises(UserError, match="at: needs a teacher, but the job has none"):
+        term.setup(task(flat, None))
+
+
+# -------------------------------------------------------------------------------------------------- fitnet
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kind", "kernel", "stride"),
+    [
+        ((3, 8, 8), (5, 8, 8), torch.nn.Conv2d, (1, 1), (1, 1)),
+        ((3, 8, 8), (5, 4, 4), torch.nn.Conv2d, (3, 3), (2, 2)),
+        ((3, 4, 4), (5, 8, 8), torch.nn.ConvTranspose2d, (4, 4), (2, 2)),
+        ((3, 7, 9), (5, 4, 4), torch.nn.Conv2d, (4, 6), (1, 1)),
+        ((3, 8, 12), (5, 4, 6), torch.nn.Conv2d, (3, 3), (2, 2)),
+    ],
+)
+def test_regressor_reaches_the_shape_of_the_teacher(ours, theirs, kind, kernel, stride):
+    regressor = ConvRegressor("fitnet", "block1", maps(2, *ours), maps(2, *theirs))
+    assert isinstance(regressor.conv, kind)
+    assert (regressor.conv.kernel_size, regressor.conv.stride) == (kernel, stride)
+    assert regressor.conv.bias is not None
+    out = regressor(maps(2, *ours))
+    assert out.shape == (2, *theirs)
+    assert out.min() >= 0
+    assert ConvRegressor("ab", "block1", maps(2, *ours), maps(2, *theirs), relu=False)(maps(2, *ours)).min() < 0
+
+
+@pytest.mark.parametrize("theirs", [(5, 9, 9), (5, 12, 12), (5, 8, 12), (5, 4, 16)])
+def test_fitnet_refuses_sizes_that_no_regressor_joins(theirs):
+    with pytest.raises(UserError) as caught:
+        FitNet().setup(task(outputs(block2=(3, 4, 8)), outputs(block2=theirs)))
+    assert str(caught.value).startswith(
+        f"fitnet: the student's 'block2' [3, 4, 8] cannot be brought to the teacher's {list(theirs)}"
+    )
+
+
+def test_fitnet_in_one_stage_acts_in_the_main_phase():
+    term = FitNet()
+    assert term.in_main
+    assert tuple(term.phases()) == ()
+    assert (term.student_taps, term.teacher_taps) == (("block2",), ("block2",))
+
+
+def test_fitnet_in_two_stages_has_the_published_schedule():
+    term = FitNet(stages=2)
+    assert not term.in_main
+    hint = Phase("fitnet.hint", 100, 0.001, (60, 80), 0.1, "forward", "student")
+    assert tuple(term.phases()) == (hint,)
+    (phase,) = FitNet(stages=2, epochs=3, lr=0.5, milestones=[1, 2], gamma=0.2).phases()
+    assert (phase.epochs, phase.lr, phase.milestones, phase.gamma) == (3, 0.5, (1, 2), 0.2)
+
+
+def test_fitnet_hint_trains_student_and_regressor():
+    torch.manual_seed(0)
+    student_layer = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    image = maps(4, 3, 8, 8)
+    teacher = Outputs(torch.zeros(4, 10), {"block2": maps(4, 6, 4, 4, seed=1).relu()})
+
+    def student() -> Outputs:
+        return Outputs(torch.zeros(4, 10), {"block2": student_layer(image)})
+
+    term = FitNet(stages=2)
+    term.setup(task(student().detach(), teacher))
+    before = {name: value.clone() for name, value in term.named_parameters()}
+    optimizer = torch.optim.SGD([*student_layer.parameters(), *term.parameters()], lr=0.5)
+    start = student_layer.weight.detach().clone()
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = getattr(term, term.phases()[0].loss)(student(), teacher, batch())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert not torch.equal(student_layer.weight, start)
+    # A bias in front of a BatchNorm has no gradient; all else moves.
+    still = {name for name, value in term.named_parameters() if torch.allclose(value, before[name], atol=1e-5)}
+    assert still <= {"connector.block2.conv.bias"}
+
+
+def test_fitnet_leaves_out_taps_of_weight_zero():
+    student = outputs(block1=(3, 8, 8), block2=(4, 4, 4))
+    features = {tap: value.requires_grad_() for tap, value in student.features.items()}
+    teacher = outputs(1, block1=(5, 8, 8), block2=(6, 4, 4))
+    term = FitNet(taps=["block1", "block2"], weights=[0, 2])
+    term.setup(task(student.detach(), teacher))
+    value = term(student, teacher, batch())
+    assert torch.autograd.grad(value, [features["block1"]], allow_unused=True, retain_graph=True) == (None,)
+    assert {name for name, parameter in term.named_parameters() if parameter.requires_grad} == {
+        f"connector.block2.{name}" for name in ("conv.weight", "conv.bias", "bn.weight", "bn.bias")
+    }
+    alone = term.hint_distance("block2", features["block2"], teacher.features["block2"])
+    assert value.item() == pytest.approx(2 * alone.item())
+
+
+def test_fitnet_takes_pre_activation_taps():
+    student, teacher = Outputs(torch.zeros(4, 10), {"block2.pre": maps(4, 3, 4, 4)}), outputs(1, block3=(5, 4, 4))
+    term = FitNet(taps=["block2.pre"], teacher_taps=["block3"])
+    term.setup(task(student, teacher))
+    assert {name.rpartition(".")[0] for name, _ in term.named_parameters()} == {
+        "connector.block2.conv",
+        "connector.block2.bn",
+    }
+    assert torch.isfinite(term(student, teacher, batch()))
+
+
+def test_fitnet_computes_half_precision_features_in_float32():
+    student, teacher = outputs(block2=(3, 4, 4)), outputs(1, block2=(5, 4, 4))
+    term = FitNet()
+    term.setup(task(student, teacher))
+    half = term(student.map(torch.Tensor.half), teacher.map(torch.Tensor.half), batch())
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(term(student, teacher, batch()).item(), rel=1e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert term(student, teacher, batch()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"weights": [1, 2]}, "fitnet: weights must be one a tap, got 2 for 1 taps"),
+        ({"weights": [-1]}, "fitnet: weights must be a finite number >= 0, got -1"),
+        ({"weights": [0]}, "fitnet: weights are all 0"),
+        ({"weights": 1}, "fitnet: weights must be a list, got 1"),
+        ({"stages": 3}, "fitnet: stages must be 1 or 2, got 3"),
+        ({"stages": 0}, "fitnet: stages must be a whole number >= 1, got 0"),
+        ({"epochs": 0}, "fitnet: epochs must be a whole number >= 1, got 0"),
+        ({"lr": 0}, "fitnet: lr must be a finite number > 0, got 0"),
+        ({"lr": "1e-3"}, "fitnet: lr must be a finite number > 0, got the text '1e-3' (remove the quotes; YAML"),
+        ({"milestones": 60}, "fitnet: milestones must be a list, got 60"),
+        ({"milestones": [80, 60]}, "fitnet: milestones must increase, got [80, 60]"),
+        ({"milestones": [0]}, "fitnet: milestones must be a whole number >= 1, got 0"),
+        ({"gamma": -1}, "fitnet: gamma must be a finite number > 0, got -1"),
+        ({"taps": ["block2", "block2.pre"]}, "fitnet: taps holds one block twice: block2, block2.pre"),
+    ],
+)
+def test_fitnet_refuses(settings_, message):
+    with pytest.raises(UserError) as caught:
+        FitNet(**settings_)
+    assert str(caught.value).startswith(message)

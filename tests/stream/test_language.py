@@ -1,0 +1,87 @@
+"""Chains as text: what is read, what is refused, and what the reader is told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.stream.language import Call, parse_calls, parse_chain
+
+
+@pytest.fixture
+def own_stages(tmp_path, monkeypatch):
+    (tmp_path / "own_stages.py").write_text(
+        "import kdstream as kd\n"
+        "@kd.stage\n"
+        "def drop_tiny(samples, side=32):\n"
+        "    for s in samples:\n"
+        "        if min(s['image'].shape[-2:]) >= side:\n"
+        "            yield s\n"
+        "def plain(samples):\n"
+        "    yield from samples\n"
+        "def factory(n):\n"
+        "    def stage(samples):\n"
+        "        for i, s in enumerate(samples):\n"
+        "            if i < n:\n"
+        "                yield s\n"
+        "    return stage\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_stages", None)
+
+
+def test_calls():
+    assert parse_calls("decode | augment(cifar, pad=2, flip=false) | a.b:c(p=-0.5, q=[1, 2], r='x y', s=none)") == [
+        Call("decode"),
+        Call("augment", ("cifar",), {"pad": 2, "flip": False}),
+        Call("a.b:c", (), {"p": -0.5, "q": [1, 2], "r": "x y", "s": None}),
+    ]
+    assert parse_calls("coded(random(50, 100), delta=5)")[0].args == (Call("random", (50, 100)),)
+    assert parse_calls("coded(my.mod:choose)")[0].args == ("my.mod:choose",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "decode |", "decode || augment", "decode, augment", "f(**x)", "1 | 2", "f(lambda: 0)", "f(a+b)", "f(x)(y)"],
+)
+def test_what_is_no_chain(text):
+    with pytest.raises(UserError, match="stream"):
+        parse_calls(text)
+
+
+def test_names_and_settings_are_checked():
+    with pytest.raises(UserError, match="unknown stage 'augmnt': did you mean 'augment'"):
+        parse_chain("decode | augmnt(cifar)")
+    with pytest.raises(UserError, match="no such augmentation; known: cifar, inception, eval"):
+        parse_chain("augment(imagenet)")
+    with pytest.raises(UserError, match=r"augment\(cifar\).*padding"):
+        parse_chain("augment(cifar, padding=3)")
+    with pytest.raises(UserError, match="cannot import module 'nowhere'"):
+        parse_chain("nowhere:stage")
+    with pytest.raises(UserError, match="its settings: mean, std"):
+        parse_chain("normalize(means=3)")
+    with pytest.raises(UserError, match="unknown selector 'hlk': did you mean 'hkl'"):
+        parse_chain("coded(hlk)")
+    with pytest.raises(UserError, match="delta is 0"):
+        parse_chain("coded(hkl, delta=0)")
+    with pytest.raises(UserError, match="quality 101"):
+        parse_chain("coded(fixed(101))")
+
+
+def test_own_code_by_dotted_path(own_stages):
+    chain = parse_chain("decode | own_stages:drop_tiny(side=8) | own_stages:plain | own_stages:factory(2)")
+    assert [stage.scope for stage in chain.stages] == ["sample"] * 4
+    assert chain.stages[1].settings == {"side": 8}
+    with pytest.raises(UserError, match="own_stages has no 'drop_tyni'; did you mean 'drop_tiny'"):
+        parse_chain("own_stages:drop_tyni")
+    with pytest.raises(UserError, match="drop_tiny: .*unexpected.*; its settings: side"):
+        parse_chain("own_stages:drop_tiny(size=3)")
+
+
+def test_names_are_not_evaluated():
+    assert parse_calls("f(__import__)")[0].args == ("__import__",)
+    with pytest.raises(UserError, match="unknown stage '__import__'"):
+        parse_chain("__import__(os)")

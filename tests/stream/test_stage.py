@@ -1,0 +1,75 @@
+"""Stages: settings, what the stream fills in, chains and where their parts run."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import webdataset
+
+from kdstream.errors import UserError
+from kdstream.stream.augment import augment
+from kdstream.stream.coded import coded
+from kdstream.stream.decode import decode
+from kdstream.stream.normalize import normalize
+from kdstream.stream.stage import Chain, batch_stage, given, stage
+
+
+@stage
+def add(samples, amount=1):
+    """Adds."""
+    for sample in samples:
+        yield sample + amount
+
+
+@batch_stage
+def scale(batches, factor=given, by=given("other")):
+    for batch in batches:
+        yield batch * factor + by
+
+
+def test_a_stage_runs_and_takes_settings():
+    assert list(add(iter([1, 2]))) == [2, 3]
+    assert list(add(amount=5)(iter([1]))) == [6]
+    assert list(add(7)(iter([1]))) == [8]
+    assert list((add | add(10))(iter([0]))) == [11]
+    assert add.__doc__ == "Adds."
+    with pytest.raises(UserError, match="its settings: amount"):
+        add(amuont=3)
+
+
+def test_plain_callables_and_webdataset_filters_are_stages():
+    chain = add | (lambda samples: (s * 2 for s in samples)) | webdataset.filters.map(lambda s: s + 1)
+    assert list(chain(iter([1, 2]))) == [5, 7]
+    with pytest.raises(UserError, match="is not a stage"):
+        add | 3
+
+
+def test_given_parameters_come_from_the_stream():
+    assert list(scale.bind({"factor": 3, "other": 1})(iter([2]))) == [7]
+    assert list(scale(factor=2).bind({"factor": 3, "other": 0})(iter([2]))) == [4]
+    with pytest.raises(UserError, match=r"scale needs 'by'.*scale\(by=...\) or give the stream other"):
+        scale.bind({"factor": 3})
+
+
+def test_split_puts_samples_before_batches():
+    host, device = (Chain() | decode | augment("cifar") | normalize).split()
+    assert [s.name for s in host.stages] == ["decode"]
+    assert [s.name for s in device.stages] == ["crop_flip", "normalize"]
+    with pytest.raises(UserError, match="put add before normalize"):
+        (Chain() | decode | normalize | add).split()
+
+
+def test_coded_runs_on_samples_where_a_later_stage_needs_it_there():
+    host, device = (Chain() | decode | coded() | augment("inception", 32)).split()
+    assert [s.scope for s in host.stages] == ["sample"] * 3
+    assert len(device.stages) == 2
+    host, device = (Chain() | decode | augment("inception", 32) | coded()).split()
+    assert [s.name for s in device.stages] == ["random_flip", "coded"]
+
+
+def test_stages_can_be_pickled_for_spawned_readers():
+    copy = pickle.loads(pickle.dumps(add(amount=3)))
+    assert list(copy(iter([1]))) == [4]
+    host = (Chain() | decode | coded() | augment("inception", 8)).split()[0]
+    assert [s.name for s in pickle.loads(pickle.dumps(host)).stages] == [s.name for s in host.stages]

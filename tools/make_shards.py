@@ -1,0 +1,165 @@
+"""Command line: images from a folder, a table or a known data set become a data set folder of WebDataset shards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from kdstream.errors import UserError
+from kdstream.stream.convert import Conversion, make_shards, parse_size
+from kdstream.stream.dataset_info import SplitInfo, load_dataset_info
+from kdstream.stream.shards import verify
+
+EPILOG = """sources:
+  digits             1,797 handwritten digits that ship with scikit-learn
+  imagefolder:DIR    DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE with val/ and test/ beside it
+  cifar10[:DIR]      CIFAR-10 through torchvision, from DIR, downloaded when absent
+  cifar100[:DIR]     CIFAR-100, likewise
+  csv:FILE           a table with the columns path, label and, if you like, split
+
+examples:
+  python tools/make_shards.py imagefolder:/data/birds shards/birds
+  python tools/make_shards.py --verify shards/birds
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="where the images come from, see below")
+    parser.add_argument("dest", nargs="?", metavar="DEST", help="the data set folder to make")
+    parser.add_argument("--split", nargs="+", metavar="NAME", help="these splits only (default: all of the source)")
+    parser.add_argument("--shard-size", metavar="BYTES", help="about 100M by default, less for small sets")
+    parser.add_argument("--shard-count", type=int, metavar="N", help="shards of each split, instead of a size")
+    parser.add_argument("--processes", type=int, metavar="N", help="default: one per core; never changes the result")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each split, chosen by the seed")
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at unreadable images")
+    parser.add_argument("--force", action="store_true", help="replace what make_shards made in DEST before")
+    parser.add_argument("--verify", metavar="DEST", help="check the checksums of a data set folder, and nothing else")
+    return parser
+
+
+def summary(result: Conversion, dest: str) -> Table:
+    """What was made, on one screen."""
+    table = Table(title=f"{escape(dest)}: {len(result.info.classes):,} classes", title_justify="left", box=SIMPLE)
+    table.add_column("split", no_wrap=True)
+    for name in ("samples", "shards", "bytes", "image size", "mean", "skipped"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, part in result.info.splits.items():
+        table.add_row(
+            name,
+            f"{part.count:,}",
+            f"{len(part.shards):,}",
+            _bytes(sum(shard.bytes for shard in part.shards)),
+            _sizes(part),
+            " ".join(f"{value:.2f}" for value in part.mean),
+            f"{len(part.skipped):,}",
+        )
+    return table
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.1f} TB"
+
+
+def _sizes(part: SplitInfo) -> str:
+    (h, w), (height, width) = part.image_size.min, part.image_size.max
+    return f"{h} x {w}" if (h, w) == (height, width) else f"{h}-{height} x {w}-{width}"
+
+
+def _convert(options: argparse.Namespace, console: Console) -> None:
+    result = make_shards(
+        options.source,
+        options.dest,
+        splits=options.split,
+        shard_size=parse_size(options.shard_size) if options.shard_size else None,
+        shard_count=options.shard_count,
+        processes=options.processes,
+        seed=options.seed,
+        limit=options.limit,
+        on_error=options.on_error,
+        force=options.force,
+        console=console,
+    )
+    console.print(summary(result, options.dest))
+    if result.converted:
+        rate = result.converted / max(result.seconds, 1e-9)
+        console.print(f"{result.converted:,} images in {result.seconds:.1f} s: {rate:,.0f} images/s", highlight=False)
+    if result.kept_shards:
+        console.print(f"{result.kept_shards:,} shards kept from an interrupted run", highlight=False)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    for name, part in result.info.splits.items():
+        if part.skipped:
+            first = part.skipped[0]
+            console.print(
+                f"skipped in {name}: {len(part.skipped):,} unreadable images, listed in dataset.json; the first: "
+                f"{first.file} ({first.error})",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    command = f"accelerate launch kdstream/train.py RECIPE data.path={options.dest}"
+    console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _verify(dest: str, console: Console) -> None:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("verifying", total=None)
+        if (Path(dest) / "dataset.json").is_file():
+            shards = sum(len(part.shards) for part in load_dataset_info(Path(dest)).splits.values())
+            progress.update(bar, total=shards)
+        found = verify(dest, lambda shard: progress.advance(bar))
+    console.print(
+        f"{dest}: {found.samples:,} samples in {found.shards:,} shards of {found.splits:,} splits "
+        f"({_bytes(found.bytes)}), all as recorded",
+        highlight=False,
+        markup=False,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        options = _parser().parse_args(arguments)
+        if options.verify:
+            if options.source:
+                raise UserError("--verify DEST checks a data set and takes no SOURCE")
+            _verify(options.verify, console)
+        elif not options.source or not options.dest:
+            raise UserError("name a SOURCE and a DEST, as in: python tools/make_shards.py digits shards/digits")
+        else:
+            _convert(options, console)
+    except UserError as error:
+        errors.print(f"make_shards: {error}")
+        return 2
+    except KeyboardInterrupt:
+        kept = "" if options.verify else ": finished shards are kept, run the same command again to continue"
+        errors.print(f"make_shards: interrupted{kept}")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
