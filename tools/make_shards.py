@@ -124,7 +124,7 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
 
 def _verify(dest: str, console: Console) -> None:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("verifying", total=None)
         if (Path(dest) / "dataset.json").is_file():
             shards = sum(len(part.shards) for part in load_dataset_info(Path(dest)).splits.values())
@@ -135,6 +135,7 @@ def _verify(dest: str, console: Console) -> None:
         f"({_bytes(found.bytes)}), all as recorded",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

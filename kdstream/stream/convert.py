@@ -516,9 +516,7 @@ def _finish_split(folder: Path, job: _Job) -> SplitInfo:
         shards.append(ShardInfo(name=record.name, count=len(record.samples), bytes=record.bytes, sha256=record.sha256))
         skipped += [SkippedInfo(file=file, error=error) for file, error in record.skipped]
     if stats.smallest is None or stats.largest is None:
-        raise UserError(
-            f"none of the {len(skipped):,} images of split {job.name!r} could be read, e.g. {skipped[0].file}"
-        )
+        raise UserError(f"none of the images of split {job.name!r} could be read, e.g. {skipped[0].file}")
     mean, std = stats.mean_std()
     mark = fingerprint(shards)
     builder.finish(mark).save(folder / f"{job.name}.index.npz")

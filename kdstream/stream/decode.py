@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from kdstream.errors import UserError
 from kdstream.stream.shards import IMAGE_EXTENSIONS
@@ -32,8 +32,9 @@ def read_image(data: bytes, what: str) -> torch.Tensor:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"cannot decode {what} ({error}): the shard is damaged or was made from a broken file; "
+            f"cannot decode {what} ({reason}): the shard is damaged or was made from a broken file; "
             "check the set with `python tools/make_shards.py --verify FOLDER` and make it again with --on-error skip"
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

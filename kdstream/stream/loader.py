@@ -108,9 +108,10 @@ class _Route:
 
 
 def _quiet_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group: the main process decides; a reader must not die in the middle of a batch.
+    # Ctrl-C, and a scheduler's SIGTERM, reach the whole process group. The main process decides what follows; a reader
+    # that died in the middle of a batch would take it along. Readers end when the loader or the main process does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Loader:

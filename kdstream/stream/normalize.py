@@ -27,7 +27,7 @@ def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
     Args:
         image: [..., 3, H, W], uint8 or float in [0,1].
-        mean, std: by channel, of the image in [0,1].
+        mean, std: by channel, of the image in [0,1]; a std below 1e-6 (all images alike) counts as 1e-6.
 
     Returns:
         float32 (or the float type of ``image``), same shape.
@@ -35,7 +35,7 @@ def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     image = to_unit(image)
     shape = (3, 1, 1)
     center = torch.tensor(mean, dtype=image.dtype, device=image.device).view(shape)
-    scale = torch.tensor(std, dtype=image.dtype, device=image.device).view(shape)
+    scale = torch.tensor(std, dtype=image.dtype, device=image.device).view(shape).clamp(min=1e-6)
     return (image - center) / scale
 
 

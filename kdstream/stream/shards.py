@@ -192,6 +192,8 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
         raise UserError(f"cannot open {text!r}: {reason}; copy the shards to a folder and name that")
     target = Path(os.path.abspath(os.path.expanduser(text)))
     folder, split = target.parent, target.name
+    if target.is_file():
+        raise UserError(f"{text} is a file: name the folder that holds the shards")
     for place in (target, folder):
         if (place / WORK_FOLDER).is_dir() and not (place / DATASET_FILE).exists():
             raise UserError(f"the shards in {place} are half-made: run the same make_shards command again to finish")
@@ -208,8 +210,6 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
             if len(splits) > 1
             else f"name the split too: {Path(text) / next(iter(splits))}"
         )
-    if target.is_file():
-        raise UserError(f"{text} is a file: name the folder that holds the shards")
     return _open_foreign(target, text)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -323,6 +324,8 @@ def _images(folder: Path, prefix: str, ignored: list[str], above: tuple) -> Iter
                     state = entry.stat()
                 except OSError as error:
                     raise UserError(f"cannot read {entry.path}: {error.strerror or error}") from error
+                if not stat.S_ISREG(state.st_mode):
+                    raise UserError(f"cannot read {entry.path}: it is no file")  # a pipe would wait for ever
                 yield path, state.st_size, state.st_mtime_ns
             else:
                 ignored.append(path)
@@ -405,6 +408,8 @@ def _csv_file(file: Path, line: int, path: str) -> tuple[int, int]:
     except (OSError, ValueError) as error:
         header = "; a header must name the columns path and label" if line == 1 else ""
         raise UserError(f"{where}: there is no file {str(file.parent / path)!r}{header}") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{where}: {str(file.parent / path)!r} is no file")
     if not _is_image(path):
         raise UserError(f"{where}: {path!r} does not end in .jpg, .png or another image's extension")
     return state.st_size, state.st_mtime_ns

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import save_student
-from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, WeightedTerm, parse_loss
 from kdstream.recipe import Recipe, Schedule
 from kdstream.stream.augment import center_box
@@ -37,7 +36,7 @@ from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.evaluate import evaluate
 from kdstream.training.metrics import MetricsLog
-from kdstream.training.networks import Converted, Teacher, make_student
+from kdstream.training.networks import Converted, Teacher, make_student, tapped
 from kdstream.training.progress import Display
 from kdstream.training.schedule import learning_rate
 from kdstream.types import Batch, Outputs
@@ -225,7 +224,7 @@ class Trainer:
         if self.teacher is not None and self.uses_teacher:
             plain_teacher = self.teacher.network.cpu()
             taps = [t for _, _, term in terms for t in term.teacher_taps]
-            tapped_teacher = Tapped(plain_teacher, _paths(plain_teacher, taps, self.teacher.settings)).eval()
+            tapped_teacher = tapped(plain_teacher, taps, self.teacher.settings).eval()
             tapped_teacher.requires_grad_(False)
             mean, std = self.teacher.mean or self.train.mean, self.teacher.std or self.train.std
             given = {"teacher": self._answering(tapped_teacher), "teacher_mean": mean, "teacher_std": std}
@@ -235,9 +234,7 @@ class Trainer:
         network = make_student(recipe.student, self.train.num_classes)
         for _, _, term in terms:
             network = term.adapt(network, plain_teacher, self.probe.image, build)
-        student = Tapped(
-            network, _paths(network, [t for _, _, term in terms for t in term.student_taps], recipe.student)
-        )
+        student = tapped(network, [t for _, _, term in terms for t in term.student_taps], recipe.student)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         place: dict[str, Any] = {"rank": rank, "world": world, "device": device}
         self.stream = (
@@ -378,8 +375,8 @@ class Trainer:
         steps, first = stream.steps, stream.step
         wrapped.train()
         self.display.start_epoch(recipe.name, stage.name, epoch, length, steps, first)
-        began = saved = ticked = time.perf_counter()
-        seen, waited = 0, stream.wait_seconds
+        began = counted = saved = ticked = time.perf_counter()
+        seen, uncounted, waited = 0, 0, stream.wait_seconds
         pending: list[tuple[int, Tensor]] = []
         rate = base
 
@@ -414,24 +411,25 @@ class Trainer:
             now = time.perf_counter()
             wait = (stream.wait_seconds - waited) / max(now - ticked, 1e-9)
             waited, ticked = stream.wait_seconds, now
-            seen += count
+            seen, uncounted = seen + count, uncounted + count
             self.display.step(
                 step, lambda loss=loss, terms=terms: _shown(stage, sums, loss, terms), count, min(wait, 1)
             )
             if closes and self._must_stop(step):
                 check()
-                self.seconds, self.images = self.seconds + now - began, self.images + seen
+                self.seconds, self.images = self.seconds + now - counted, self.images + uncounted
                 self._save(at, optimizer)
                 where = f"{recipe.name}, epoch {self.global_epoch + 1}, step {step + 1} of {steps}"
                 raise Stopped(f"{where} is saved in {self.folder}", self.stop.signal or signal.SIGTERM)
             if closes and step + 1 < steps and now - saved >= recipe.checkpoint_seconds:
                 check()
-                self.seconds, self.images = self.seconds + now - began, self.images + seen
+                self.seconds, self.images = self.seconds + now - counted, self.images + uncounted
                 self._save(at, optimizer)
-                began, saved, seen = now, time.perf_counter(), 0
+                counted, uncounted, saved = now, 0, time.perf_counter()
         check()
-        took = time.perf_counter() - began
-        self.seconds, self.images = self.seconds + took, self.images + seen
+        now = time.perf_counter()
+        self.seconds, self.images = self.seconds + now - counted, self.images + uncounted
+        took = now - began
         self._end_epoch(stage, sums, rate, {"images_per_s": seen / took if took else 0.0, "seconds": took}, epoch)
 
     def _share(self, count: int) -> tuple[float | Tensor, int]:
@@ -593,18 +591,6 @@ class Trainer:
             os.replace(part, self.folder / "result.json")
         self.accelerator.wait_for_everyone()
         return result
-
-
-def _paths(network: nn.Module, wanted: list[str], settings: Any) -> dict[str, str] | list[str]:
-    """What Tapped wants: names the network knows, or with the recipe's own paths where it gives some."""
-    wanted = list(dict.fromkeys(wanted))
-    if not settings.taps:
-        return wanted
-    known = {**getattr(network, "taps", {}), **settings.taps}
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")
-    return {name: known[name] for name in wanted}
 
 
 def _leaving(stream: Stream) -> Iterator[Batch]:

@@ -17,13 +17,14 @@ from accelerate import Accelerator
 
 import kdstream
 from kdstream.errors import UserError
+from kdstream.models import build
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.convert import make_shards
 from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.training.fit import StopFlag, Trainer, evaluation_chain, training_chain
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, load_teacher
+from kdstream.training.networks import Teacher, load_teacher, tapped
 from kdstream.training.progress import Display
 from kdstream.training.report import RunRecord, write_report
 
@@ -93,9 +94,9 @@ class Job:
         if self.accelerator.is_main_process and data.source is not None and not (path / "dataset.json").exists():
             self.display.headline(f"Making shards of {data.source} in {path}")
             make_shards(data.source, path, console=self.display.console)
-        self.accelerator.wait_for_everyone()
         val = data.val or ("val" if any(path.glob("val-*.tar")) else "test")
-        return open_shards(path / data.train), open_shards(path / val)
+        with self.accelerator.main_process_first():  # it may have to build the index of a foreign set
+            return open_shards(path / data.train), open_shards(path / val)
 
     def _prepare(self, folder: Path) -> None:
         """Make the output folder; with ``fresh``, without what kdstream left there before."""
@@ -159,11 +160,19 @@ class Job:
 
 
 def check(recipe: Recipe) -> None:
-    """Read the loss and the chains of a recipe, so that a misspelt name is found before any work begins."""
+    """Read the loss, the chains, the networks and their taps, so that a misspelt name is found before work begins."""
     try:
         terms = parse_loss(recipe.loss)
         training_chain(recipe, any(term.uses_teacher for _, _, term in terms))
         evaluation_chain(recipe)
+        for wanted, taps in (
+            (recipe.student, [tap for _, _, term in terms for tap in term.student_taps]),
+            (recipe.teacher, [tap for _, _, term in terms for tap in term.teacher_taps]),
+        ):
+            if wanted is not None and wanted.model is not None and ":" not in wanted.model:
+                options = {key: value for key, value in wanted.options.items() if key != "weights"}
+                with torch.device("meta"):  # its structure only, at no cost
+                    tapped(build(wanted.model, 10, **options), taps, wanted)
     except UserError as error:
         raise UserError(f"recipe {recipe.name}: {error}") from None
 

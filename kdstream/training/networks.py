@@ -109,6 +109,22 @@ def load_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
     return Teacher(network, wanted, mean, std, weights_hash(network))
 
 
+def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> Tapped:
+    """The network with the taps that the terms of a loss ask for, by its own names or by the recipe's paths.
+
+    Raises:
+        UserError: a tap that neither knows.
+    """
+    names = list(dict.fromkeys(taps))
+    if not wanted.taps:
+        return Tapped(network, names)
+    known = {**getattr(network, "taps", {}), **wanted.taps}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")
+    return Tapped(network, {name: known[name] for name in names})
+
+
 def _is_export(path: str) -> bool:
     return Path(path).is_dir() or Path(path).with_suffix(".json").is_file()
 

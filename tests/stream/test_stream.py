@@ -1,0 +1,190 @@
+"""The stream's promises on real shards: same batches for any number of processes and readers, restarts, custom stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import webdataset
+
+import kdstream as kd
+from kdstream.errors import UserError
+from kdstream.stream.stream import Stream
+
+CHAIN = "decode | augment(cifar, pad=2) | normalize"
+
+RANK = """
+import json, os, sys
+import torch
+from kdstream.stream.stream import Stream
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+seen = []
+stream = Stream(sys.argv[1] + "/train", 50, seed=3, workers=int(sys.argv[3])) | "decode | augment(cifar, pad=2) | normalize"
+assert (stream.rank, stream.world) == (rank, torch.distributed.get_world_size())
+for epoch in range(2):
+    for batch in stream:
+        seen.append([batch.index.tolist(), batch.label.tolist(), batch.image.double().sum((1, 2, 3)).tolist()])
+val = Stream(sys.argv[1] + "/val", 32, train=False, workers=int(sys.argv[3])) | "decode"
+evaluated = [i for batch in val for i in batch.index.tolist()]
+with open(f"{sys.argv[2]}/{rank}.json", "w") as file:
+    json.dump([seen, evaluated], file)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def spread(digits, folder, world, workers):
+    """What the ranks of one world see, in real processes: global batches of two epochs, and the evaluated samples."""
+    (folder / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone"]
+    subprocess.run([*command, folder / "rank.py", digits, folder, str(workers)], check=True, timeout=240)
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+    assert len({len(seen) for seen, _ in ranks}) == 1  # every rank the same number of batches
+    batches = [
+        [sum(parts, []) for parts in zip(*slices, strict=True)] for slices in zip(*[s for s, _ in ranks], strict=True)
+    ]
+    return batches, [evaluated for _, evaluated in ranks]
+
+
+def test_world_size_and_workers_do_not_change_the_global_batches(digits, tmp_path):
+    stream = Stream(digits / "train", 50, seed=3) | CHAIN
+    expected = []
+    for _ in range(2):
+        for batch in stream:
+            sums = batch.image.double().sum((1, 2, 3)).tolist()
+            expected.append([batch.index.tolist(), batch.label.tolist(), sums])
+    assert len(expected) == 10
+    for epoch in (expected[:5], expected[5:]):
+        assert sorted(i for index, _, _ in epoch for i in index) == list(range(240))
+    assert expected[0] != expected[5]
+    for world, workers in [(2, 1), (3, 0), (1, 3)]:
+        folder = tmp_path / f"{world}-{workers}"
+        folder.mkdir()
+        batches, evaluated = spread(digits, folder, world, workers)
+        assert batches == expected
+        assert sorted(sum(evaluated, [])) == list(range(240))
+
+
+def digest(batch):
+    return hashlib.sha256(batch.image.numpy().tobytes() + batch.index.numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_restarted_stream_goes_on_where_it_was(digits, workers):
+    def make():
+        return Stream(digits / "train", 32, seed=1, workers=workers) | CHAIN
+
+    stream = make()
+    whole = [digest(b) for _ in range(3) for b in stream]
+    assert stream.state_dict() == {"epoch": 3, "step": 0}
+    for stop in (0, 5, 8, 11, 23):
+        stream, seen = make(), []
+        while len(seen) < stop:
+            for batch in stream:
+                seen.append(digest(batch))
+                if len(seen) == stop:
+                    break
+        state = stream.state_dict()
+        assert set(state) == {"epoch", "step"}
+        new = make()
+        new.load_state_dict(json.loads(json.dumps(state)))
+        while len(seen) < len(whole):
+            seen += [digest(batch) for batch in new]
+        assert seen == whole
+
+
+def test_own_stages_in_python_on_samples_and_batches(digits):
+    @kd.stage
+    def odd_only(samples):
+        for sample in samples:
+            if sample["label"] % 2:
+                yield sample
+
+    @kd.batch_stage
+    def invert(batches, p=0.1):
+        for batch in batches:
+            chosen = (kd.uniform(batch.rng_key, 1, "invert") < p)[:, :, None, None]
+            yield batch.map_views(lambda images, chosen=chosen: torch.where(chosen, 255 - images, images))
+
+    chain = Stream(digits / "train", 60) | kd.decode() | odd_only | kd.augment("cifar") | invert(p=1.0)
+    batch = next(iter(chain))
+    assert set((batch.label % 2).tolist()) == {1}
+    assert batch.image.double().mean() > 128  # white ground now
+    plain = next(iter(Stream(digits / "train", 60) | "decode" | odd_only | kd.augment("cifar")))
+    assert batch.image.equal(255 - plain.image)
+
+
+def test_webdataset_filters_are_stages(digits):
+    chain = Stream(digits / "train", 40) | webdataset.filters.select(lambda s: s["cls"] != b"3") | kd.decode
+    chain = chain | webdataset.filters.map_dict(image=lambda image: image.flip(-1))
+    labels = [label for batch in chain for label in batch.label.tolist()]
+    assert 3 not in labels
+    assert len(labels) == int((chain.dataset.labels != 3).sum())
+
+
+def test_stages_get_what_the_stream_knows(digits):
+    @kd.batch_stage
+    def curious(batches, seed=kd.given, num_classes=kd.given, extra=kd.given):
+        for batch in batches:
+            assert (seed, num_classes, extra) == (7, 10, "e")
+            yield batch
+
+    assert next(iter(Stream(digits / "train", 8, seed=7, given={"extra": "e"}) | "decode" | curious)) is not None
+
+
+def test_the_teacher_in_a_stream(digits):
+    class Net(torch.nn.Module):
+        def forward(self, images):
+            return kd.Outputs(images.mean((1, 2, 3))[:, None] * torch.arange(10.0))
+
+    given = {"teacher": Net(), "teacher_mean": (0.5,) * 3, "teacher_std": (0.5,) * 3}
+    stream = (
+        Stream(digits / "train", 16, given=given)
+        | "decode | augment(cifar) | coded(hkl, delta=25) | teacher | normalize"
+    )
+    for batch in stream:
+        assert batch.teacher.logits.shape == (len(batch), 10)
+        assert set(batch.quality.tolist()) <= {-1, 0, 25, 50, 75, 100}
+        assert batch.image.dtype == torch.float32
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mistakes_arrive_as_one_line_also_from_readers(digits, workers):
+    def first(chain):
+        return next(iter(Stream(digits / "train", 8, workers=workers) | chain))
+
+    with pytest.raises(UserError, match="begin the chain with decode"):
+        first("normalize")
+    with pytest.raises(UserError, match="dropped all of its samples"):
+        first(kd.stage(lambda samples: iter(())))
+    mixed = kd.stage(lambda samples: ({**s, "image": torch.zeros(3, 8 + s["index"] % 2, 8)} for s in samples))
+    with pytest.raises(UserError, match=r"different sizes \(8x8 and 9x8\).*augment\(inception, SIZE\)"):
+        first("decode") and next(iter(Stream(digits / "train", 8, workers=workers) | "decode" | mixed))
+
+
+def test_mistakes_of_composition(digits):
+    with pytest.raises(UserError, match="normalize must come after teacher"):
+        Stream(digits / "train", 8) | "decode | normalize | teacher"
+    with pytest.raises(UserError, match="needs 'model'.*give the stream teacher"):
+        next(iter(Stream(digits / "train", 8) | "decode | teacher"))
+    with pytest.raises(UserError, match="too small for 9 processes"):
+        Stream(digits / "train", 16, rank=0, world=9)
+
+
+def test_a_broken_image_names_its_sample(tmp_path):
+    import io
+    import tarfile
+
+    with tarfile.open(tmp_path / "own-000000.tar", "w") as tar:
+        for name, data in [("a.jpg", b"\xff\xd8\xff garbage"), ("a.cls", b"0")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match="'?a'?"):
+        next(iter(Stream(tmp_path, 1) | "decode"))
