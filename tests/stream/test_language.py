@@ -75,9 +75,9 @@ def test_own_code_by_dotted_path(own_stages):
     chain = parse_chain("decode | own_stages:drop_tiny(side=8) | own_stages:plain | own_stages:factory(2)")
     assert [stage.scope for stage in chain.stages] == ["sample"] * 4
     assert chain.stages[1].settings == {"side": 8}
-    with pytest.raises(UserError, match="own_stages has no 'drop_tyni'; did you mean 'drop_tiny'"):
+    with pytest.raises(UserError, match=r"own_stages has no 'drop_tyni'; did you mean 'drop_tiny'"):
         parse_chain("own_stages:drop_tyni")
-    with pytest.raises(UserError, match="drop_tiny: .*unexpected.*; its settings: side"):
+    with pytest.raises(UserError, match=r"drop_tiny: .*unexpected.*; its settings: side"):
         parse_chain("own_stages:drop_tiny(size=3)")
 
 

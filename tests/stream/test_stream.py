@@ -1,8 +1,9 @@
-"""The stream's promises on real shards: same batches for any number of processes and readers, restarts, custom stages."""
+"""The stream's promises on real shards: the same batches for any number of processes and readers, and restarts."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -25,7 +26,8 @@ torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 seen = []
-stream = Stream(sys.argv[1] + "/train", 50, seed=3, workers=int(sys.argv[3])) | "decode | augment(cifar, pad=2) | normalize"
+stream = Stream(sys.argv[1] + "/train", 50, seed=3, workers=int(sys.argv[3]))
+stream = stream | "decode | augment(cifar, pad=2) | normalize"
 assert (stream.rank, stream.world) == (rank, torch.distributed.get_world_size())
 for epoch in range(2):
     for batch in stream:
@@ -46,9 +48,8 @@ def spread(digits, folder, world, workers):
     subprocess.run([*command, folder / "rank.py", digits, folder, str(workers)], check=True, timeout=240)
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
     assert len({len(seen) for seen, _ in ranks}) == 1  # every rank the same number of batches
-    batches = [
-        [sum(parts, []) for parts in zip(*slices, strict=True)] for slices in zip(*[s for s, _ in ranks], strict=True)
-    ]
+    steps = zip(*[seen for seen, _ in ranks], strict=True)
+    batches = [[list(itertools.chain(*parts)) for parts in zip(*slices, strict=True)] for slices in steps]
     return batches, [evaluated for _, evaluated in ranks]
 
 
@@ -68,7 +69,7 @@ def test_world_size_and_workers_do_not_change_the_global_batches(digits, tmp_pat
         folder.mkdir()
         batches, evaluated = spread(digits, folder, world, workers)
         assert batches == expected
-        assert sorted(sum(evaluated, [])) == list(range(240))
+        assert sorted(itertools.chain(*evaluated)) == list(range(240))
 
 
 def digest(batch):
@@ -165,13 +166,13 @@ def test_mistakes_arrive_as_one_line_also_from_readers(digits, workers):
         first(kd.stage(lambda samples: iter(())))
     mixed = kd.stage(lambda samples: ({**s, "image": torch.zeros(3, 8 + s["index"] % 2, 8)} for s in samples))
     with pytest.raises(UserError, match=r"different sizes \(8x8 and 9x8\).*augment\(inception, SIZE\)"):
-        first("decode") and next(iter(Stream(digits / "train", 8, workers=workers) | "decode" | mixed))
+        first(kd.decode | mixed)
 
 
 def test_mistakes_of_composition(digits):
     with pytest.raises(UserError, match="normalize must come after teacher"):
         Stream(digits / "train", 8) | "decode | normalize | teacher"
-    with pytest.raises(UserError, match="needs 'model'.*give the stream teacher"):
+    with pytest.raises(UserError, match=r"needs 'model'.*give the stream teacher"):
         next(iter(Stream(digits / "train", 8) | "decode | teacher"))
     with pytest.raises(UserError, match="too small for 9 processes"):
         Stream(digits / "train", 16, rank=0, world=9)
@@ -186,5 +187,5 @@ def test_a_broken_image_names_its_sample(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(UserError, match="'?a'?"):
+    with pytest.raises(UserError, match=r"'a'"):
         next(iter(Stream(tmp_path, 1) | "decode"))
