@@ -206,13 +206,29 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
         recipe = Recipe.model_validate(dict(settings))
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error)}") from None
+    places: dict[str, str] = {}
     for name, over in recipe.runs.items():
         if not re.fullmatch(r"[\w][\w .+-]*", name):
             raise UserError(f"{what}: runs: {name!r} is no name for a run: letters, digits, space, '.', '+', '-' only")
-        if "runs" in over:
-            raise UserError(f"{what}: runs.{name} cannot hold runs")
+        if (other := places.setdefault(run_folder(name), name)) != name:
+            raise UserError(f"{what}: runs {other!r} and {name!r} would share a folder: rename one of them")
+        _refuse_shared(over, f"{what}: runs.{name}")
         recipe.variant(over, name, f"{what}: runs.{name}")
+    if recipe.teacher is not None and recipe.teacher.train is not None:
+        _refuse_shared(recipe.teacher.train, f"{what}: teacher.train")
     return recipe
+
+
+def run_folder(name: str) -> str:
+    """The name of the folder of one run of several."""
+    return name.replace(" ", "_")
+
+
+def _refuse_shared(over: Mapping[str, Any], where: str) -> None:
+    """What all trainings of a job share cannot be replaced for one of them."""
+    for key in ("data", "teacher", "precision", "out", "name", "runs"):
+        if key in over:
+            raise UserError(f"{where} cannot have its own {key!r}: it is one for the whole recipe")
 
 
 def _explain(error: ValidationError) -> str:
@@ -247,15 +263,17 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, bad YAML, unknown or wrong settings.
     """
     path = Path(name)
-    if not path.is_file():
+    if not is_file(path):
         path = RECIPES / f"{name}.yaml"
-        if not path.is_file():
+        if not is_file(path):
             known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")]
             raise UserError(f"no recipe {name!r}: neither a file nor one of kdstream's ({nearest(name, known)})")
     try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: text that is not UTF-8, dates that do not exist
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a YAML mapping such as 'student: resnet8'")
     settings.setdefault("name", path.stem if path.parent == Path() or RECIPES not in path.parents else name)
@@ -266,7 +284,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError(f"{override!r} is no override: write key=value, as in optimizer.lr=0.1")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(
                 f"{override!r}: the value is not readable as YAML: {' '.join(str(error).split())}"
             ) from None
@@ -283,7 +301,17 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _put(settings: dict[str, Any], keys: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a text that can be no path is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _put(
+    settings: dict[str, Any], keys: Sequence[str], value: Any, override: str, within: str | None = None
+) -> dict[str, Any]:
     """``settings`` with the value at a dotted key. A shorthand on the way (``student: resnet8``) becomes a group."""
     inner = settings.get(keys[0])
     if len(keys) == 1:
@@ -291,12 +319,14 @@ def _put(settings: dict[str, Any], keys: Sequence[str], value: Any, override: st
             value = {**inner, **Model._from_text(value)}  # another network, the rest of the group as it was
             value = value if value.get("weights") is None else {k: v for k, v in value.items() if k != "train"}
         return {**settings, keys[0]: value}
-    if isinstance(inner, str):
-        inner = Model._from_text(inner) if keys[0] in ("student", "teacher") else {inner: 1.0}
-    elif isinstance(inner, int | float) and not isinstance(inner, bool):
+    if isinstance(inner, str) and keys[0] in ("student", "teacher"):
+        inner = Model._from_text(inner)
+    elif isinstance(inner, str) and keys[0] == "loss":
+        inner = {inner: 1.0}
+    elif within == "loss" and isinstance(inner, int | float):
         inner = {"weight": inner}
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
         raise UserError(f"{override!r}: {keys[0]} is not a group of settings")
-    return {**settings, keys[0]: _put(inner, keys[1:], value, override)}
+    return {**settings, keys[0]: _put(inner, keys[1:], value, override, keys[0])}

@@ -9,12 +9,17 @@ from typing import Any
 
 from kdstream.errors import UserError
 
+MOST_NAMES = 60
+"""So many names at most does a message list: a module may hold thousands."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an error message about ``name``: the nearest known name, or all of them when none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join([*known[:MOST_NAMES], *(['...'] if known[MOST_NAMES:] else [])]) or 'none'}"
 
 
 def import_object(path: str, what: str) -> Any:
@@ -28,6 +33,8 @@ def import_object(path: str, what: str) -> Any:
         UserError: the module cannot be imported or has no such attribute.
     """
     module_name, _, attribute = path.partition(":")
+    if not attribute or not all(module_name.split(".")):
+        raise UserError(f"{what} {path!r} is no dotted path: write package.module:name")
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:

@@ -11,14 +11,16 @@ if __name__ == "__main__":
 
 import argparse
 from datetime import timedelta
+from pathlib import Path
 
+import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from kdstream.errors import UserError
-from kdstream.recipe import load_recipe
-from kdstream.training.fit import Stopped
+from kdstream.recipe import is_file, load_recipe
 from kdstream.training.job import Job
 from kdstream.training.progress import Display
+from kdstream.training.stop import Stopped
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,9 +33,33 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the output folder")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     chosen = parser.parse_intermixed_args(arguments)
-    if "=" in chosen.recipe:
+    if "=" in chosen.recipe and not is_file(Path(chosen.recipe)):
         chosen.recipe, chosen.overrides = "quickstart", [chosen.recipe, *chosen.overrides]
     return chosen
+
+
+def make_accelerator(cpu: bool, precision: str) -> Accelerator:
+    """This process's place among those that the launcher started, its device and its precision.
+
+    Raises:
+        UserError: a precision that the device does not have; processes that do not know of each other.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    # Accelerate joins processes without an accelerator only where the CPU is asked for; it leaves them strangers, each
+    # of which takes itself for the first, otherwise.
+    cpu = cpu or (world > 1 and not torch.accelerator.is_available())
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the first process may be making shards
+    try:
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
+    except ValueError as error:
+        place = f"one of {world} processes" if world > 1 else "this device"
+        raise UserError(f"Accelerate cannot start with precision={precision} on {place}: {error}") from None
+    if accelerator.num_processes < world:
+        raise UserError(
+            f"{world} processes were launched, Accelerate joins {accelerator.num_processes}: launch them with "
+            "`torchrun --nproc-per-node N`, or with one process for each accelerator"
+        )
+    return accelerator
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,13 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         recipe = load_recipe(chosen.recipe, chosen.overrides)
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the first process may be making shards
-        accelerator = Accelerator(cpu=chosen.cpu, mixed_precision=recipe.precision, kwargs_handlers=[patience])
+        accelerator = make_accelerator(chosen.cpu, recipe.precision)
         with Display(enabled=accelerator.is_main_process) as display:
             Job(recipe, accelerator, display, chosen.fresh).run()
         accelerator.end_training()
     except UserError as error:
-        print(f"error: {error}" if rank == 0 else f"error in process {rank}: {error}", file=sys.stderr, flush=True)
+        line = " ".join(str(error).splitlines())
+        print(f"error: {line}" if rank == 0 else f"error in process {rank}: {line}", file=sys.stderr, flush=True)
         return 2
     except Stopped as stopped:
         if rank == 0:

@@ -58,7 +58,7 @@ def summary(result: Conversion, dest: str) -> Table:
     """What was made, on one screen."""
     table = Table(title=f"{escape(dest)}: {len(result.info.classes):,} classes", title_justify="left", box=SIMPLE)
     table.add_column("split", no_wrap=True)
-    for name in ("samples", "shards", "bytes", "image size", "mean", "skipped"):
+    for name in ("samples", "shards", "bytes", "image size", "skipped"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, part in result.info.splits.items():
         table.add_row(
@@ -67,7 +67,6 @@ def summary(result: Conversion, dest: str) -> Table:
             f"{len(part.shards):,}",
             _bytes(sum(shard.bytes for shard in part.shards)),
             _sizes(part),
-            " ".join(f"{value:.2f}" for value in part.mean),
             f"{len(part.skipped):,}",
         )
     return table

@@ -56,7 +56,7 @@ class Phase:
         gamma: the factor.
         loss: name of the term's method that gives the phase's loss; same arguments as ``forward``.
         trains: "student" = the student's and the term's parameters that the loss reaches; "term" = the term's only;
-            "nothing" = forward passes that fill buffers.
+            "nothing" = forward passes that fill buffers (each process sees its slice: the term sums over them).
     """
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from kdstream.errors import UserError
+from kdstream.stream.image_file import open_image
 from kdstream.stream.shards import IMAGE_EXTENSIONS
 from kdstream.stream.stage import stage
 from kdstream.types import Sample
@@ -29,7 +29,7 @@ def read_image(data: bytes, what: str) -> torch.Tensor:
         UserError: the bytes are no whole image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             pixels = np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error

@@ -27,11 +27,21 @@ _DOTTED = re.compile(r"(?<![\w.\"'])([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 
 @dataclass(frozen=True)
 class Call:
-    """A name with arguments, as text gave it: ``fixed(50)``."""
+    """A name with arguments, as text gave it: ``fixed(50)``; its ``str`` is such text again."""
 
     name: str
     args: tuple[Any, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        given = [*map(_text, self.args), *(f"{key}={_text(value)}" for key, value in self.settings.items())]
+        return f"{self.name}({', '.join(given)})" if given else self.name
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return str(value) if isinstance(value, Call) else repr(value)
 
 
 def parse_calls(text: str) -> list[Call]:
@@ -49,10 +59,12 @@ def parse_calls(text: str) -> list[Call]:
         paths.append(match.group(0))
         return f"path_{len(paths) - 1}_"
 
+    def unshelter(string: str) -> str:
+        return re.sub(r"path_(\d+)_", lambda match: paths[int(match.group(1))], string)
+
     def name_of(node: ast.expr) -> str:
         if isinstance(node, ast.Name):
-            sheltered = re.fullmatch(r"path_(\d+)_", node.id)
-            return paths[int(sheltered.group(1))] if sheltered else node.id
+            return unshelter(node.id)
         if isinstance(node, ast.Attribute):
             return f"{name_of(node.value)}.{node.attr}"
         raise UserError(f"stream {text!r}: expected a name")
@@ -61,7 +73,7 @@ def parse_calls(text: str) -> list[Call]:
         if isinstance(node, ast.Call):
             return call(node)
         if isinstance(node, ast.Constant):
-            return node.value
+            return unshelter(node.value) if isinstance(node.value, str) else node.value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
             return -node.operand.value
         if isinstance(node, ast.List | ast.Tuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +95,10 @@ class Reader(Dataset[Any]):
             return Failure(str(error))
 
 
+PATIENCE = 30
+"""Seconds that a reader outlives a SIGTERM, unless its loader ends before."""
+
+
 class _Route:
     """The (epoch, step) pairs that the readers shall make; replaced before each pass over the loader."""
 
@@ -109,9 +115,10 @@ class _Route:
 
 def _quiet_worker(_: int) -> None:
     # Ctrl-C, and a scheduler's SIGTERM, reach the whole process group. The main process decides what follows; a reader
-    # that died in the middle of a batch would take it along. Readers end when the loader or the main process does.
+    # that died in the middle of a batch would take it along before it has saved. So it gets a minute's fraction.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(PATIENCE))
 
 
 class Loader:
@@ -125,6 +132,8 @@ class Loader:
 
     def __init__(self, reader: Reader, workers: int, device: torch.device):
         self.route = _Route()
+        self.workers = workers
+        self._ends_at_exit = False
         self.loader: DataLoader[Any] = DataLoader(
             reader,
             batch_size=None,
@@ -134,15 +143,28 @@ class Loader:
             pin_memory=device.type == "cuda",
             worker_init_fn=_quiet_worker,
             collate_fn=_as_it_is,
+            # Its own generator: otherwise every pass would take a number from the one that dropout draws from.
+            generator=torch.Generator(),
         )
 
     def batches(self, epoch: int, steps: range) -> Iterator[Batch]:
         """The batches of these steps, in order."""
         self.route.epoch, self.route.stops = epoch, steps
-        for made in self.loader:
+        passing = iter(self.loader)
+        if self.workers and not self._ends_at_exit:
+            # Registered after torch's own hook, hence run before it, which would end the readers by SIGTERM.
+            atexit.register(_end_readers, weakref.ref(passing))
+            self._ends_at_exit = True
+        for made in passing:
             if isinstance(made, Failure):
                 raise UserError(made.message)
             yield made
+
+
+def _end_readers(passing: weakref.ref[Any]) -> None:
+    iterator = passing()
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def _as_it_is(value: Any) -> Any:

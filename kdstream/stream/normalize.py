@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -33,10 +34,14 @@ def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
         float32 (or the float type of ``image``), same shape.
     """
     image = to_unit(image)
-    shape = (3, 1, 1)
-    center = torch.tensor(mean, dtype=image.dtype, device=image.device).view(shape)
-    scale = torch.tensor(std, dtype=image.dtype, device=image.device).view(shape).clamp(min=1e-6)
-    return (image - center) / scale
+    scale = tuple(max(value, 1e-6) for value in std)
+    return (image - _channels(tuple(mean), image.dtype, image.device)) / _channels(scale, image.dtype, image.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[3,1,1]; made once, since each copy to a GPU would stop the queue."""
+    return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
 
 
 @batch_stage

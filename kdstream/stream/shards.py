@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import operator
 import os
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from kdstream.errors import UserError
 from kdstream.stream.atomic import write_atomic
@@ -32,6 +30,7 @@ from kdstream.stream.dataset_info import (
     SplitInfo,
     load_dataset_info,
 )
+from kdstream.stream.image_file import open_image
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import IMAGE_EXTENSIONS, Index, Scanned, build_index
 
@@ -412,13 +411,13 @@ def _measure(path: Path, samples: list[Scanned], decoded: int) -> ImageStats:
             offset, size = next((o, s) for extension, o, s in members if extension in IMAGE_EXTENSIONS)
             if i % step == 0:
                 try:
-                    stats.add(Image.open(io.BytesIO(os.pread(file.fileno(), size, offset))))
+                    stats.add(open_image(os.pread(file.fileno(), size, offset)))
                 except Exception:
                     continue
             else:
                 for head in (4096, 65536, size):  # the size stands near the beginning, behind the metadata if any
                     try:
-                        with Image.open(io.BytesIO(os.pread(file.fileno(), min(head, size), offset))) as image:
+                        with open_image(os.pread(file.fileno(), min(head, size), offset)) as image:
                             stats.add_size(image.height, image.width)
                         break
                     except Exception:

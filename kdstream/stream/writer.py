@@ -16,6 +16,7 @@ from PIL import Image
 
 from kdstream.errors import UserError
 from kdstream.stream.atomic import sync_folder, write_atomic
+from kdstream.stream.image_file import open_image
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import BLOCK
 from kdstream.stream.sources import Item, Split
@@ -110,7 +111,7 @@ def unreadable(file: str, reason: str) -> UserError:
 def _read(images: Split, i: int, record: ShardRecord, skip_errors: bool) -> Item | None:
     try:
         item = images[i]
-        with Image.open(io.BytesIO(item.data)) as image:
+        with open_image(item.data) as image:
             record.stats.add(image)
         return item
     except Exception as error:  # Pillow raises many kinds for damaged files

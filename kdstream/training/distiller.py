@@ -103,7 +103,7 @@ class Distiller(nn.Module):
             parameter.requires_grad_(True)
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.train()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([probe.image.device] if probe.image.is_cuda else []):
             loss, _, _ = self(probe)
             if loss.requires_grad:
                 loss.backward()

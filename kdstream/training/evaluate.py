@@ -32,7 +32,7 @@ def evaluate(
         logits = network(batch.image).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.label[:, None]
         loss = nn.functional.cross_entropy(logits, batch.label, reduction="sum")
-        parts = (loss, top[:, 0].sum(), top.any(dim=1).sum(), torch.tensor(len(batch), device=stream.device))
+        parts = (loss, top[:, 0].sum(), top.any(dim=1).sum(), torch.full((), len(batch), device=stream.device))
         sums += torch.stack([part.double() for part in parts])
         advance(len(batch))
     network.train(was_training)

@@ -7,10 +7,9 @@ import json
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,11 @@ from torch import Tensor, nn
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import save_student
-from kdstream.objectives import Task, WeightedTerm, parse_loss
+from kdstream.objectives import Task, parse_loss
 from kdstream.recipe import Recipe, Schedule
-from kdstream.stream.augment import center_box
-from kdstream.stream.decode import decode
-from kdstream.stream.language import parse_chain
-from kdstream.stream.normalize import normalize
 from kdstream.stream.shards import ShardSet
-from kdstream.stream.stage import Chain
 from kdstream.stream.stream import Stream
-from kdstream.stream.teacher import teacher as teacher_stage
+from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.evaluate import evaluate
@@ -39,106 +33,12 @@ from kdstream.training.metrics import MetricsLog
 from kdstream.training.networks import Converted, Teacher, make_student, tapped
 from kdstream.training.progress import Display
 from kdstream.training.schedule import learning_rate
+from kdstream.training.stop import StopFlag, Stopped
+from kdstream.training.sums import Sums
 from kdstream.types import Batch, Outputs
 
 CHECK_EVERY = 20
 """Steps between looks at the losses on a GPU, where each look stalls the queue; on a CPU every step is checked."""
-
-
-class Stopped(Exception):
-    """A signal asked to stop; the checkpoint is written."""
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal = signal_number
-
-
-@dataclass
-class StopFlag:
-    """Which signal asked the training to stop; looked at after every step."""
-
-    signal: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """While this is open, SIGTERM and Ctrl-C set the flag; a second one acts at once."""
-
-        def ask(number: int, _: Any) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        # Python allows handlers in the main thread only; elsewhere (a notebook's worker, say) signals act as ever.
-        in_main = threading.current_thread() is threading.main_thread()
-        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@dataclass
-class Sums:
-    """What is summed over an epoch, on the device, in float64; saved with every checkpoint."""
-
-    names: list[str]
-    device: torch.device
-    values: Tensor = field(init=False)
-    qualities: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        # samples, correct, loss, teacher's entropy and its square, ground-truth probability and its square, terms...
-        self.values = torch.zeros(7 + len(self.names), dtype=torch.float64, device=self.device)
-        self.qualities = torch.zeros(102, dtype=torch.int64, device=self.device)
-
-    def add(self, batch: Batch, loss: Tensor, terms: Tensor, logits: Tensor) -> None:
-        """Count one step."""
-        peaky = [torch.zeros((), dtype=torch.float64, device=self.device)] * 4
-        if batch.teacher is not None:
-            log_p = torch.log_softmax(batch.teacher.logits.double(), dim=1)
-            entropy = -(log_p.exp() * log_p).sum(1)
-            truth = log_p.gather(1, batch.label[:, None])[:, 0].exp()
-            peaky = [entropy.sum(), (entropy**2).sum(), truth.sum(), (truth**2).sum()]
-        count = len(batch)
-        correct = (logits.argmax(1) == batch.label).sum().double()
-        head = torch.stack([torch.full_like(correct, count), correct, loss.double() * count, *peaky])
-        self.values += torch.cat([head, terms.double() * count])
-        if batch.quality is not None:
-            self.qualities += torch.bincount(batch.quality + 1, minlength=102)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
-        return {"values": self.values.cpu(), "qualities": self.qualities.cpu()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """From the checkpoint."""
-        self.values.copy_(state["values"])
-        self.qualities.copy_(state["qualities"])
-
-
-def training_chain(recipe: Recipe, uses_teacher: bool) -> Chain:
-    """The recipe's stream, completed: ``teacher`` before ``normalize`` at the end, or no teacher's stages at all."""
-    stages = list(parse_chain(recipe.stream).stages)
-    if not uses_teacher:
-        stages = [stage for stage in stages if stage.name not in ("coded", "teacher")]
-    chain = Chain(tuple(stage for stage in stages if stage.name != "normalize"))
-    if uses_teacher and not chain.has("teacher"):
-        chain = chain | teacher_stage
-    last = [stage for stage in stages if stage.name == "normalize"] or [normalize]
-    return chain | Chain(tuple(last))
-
-
-def evaluation_chain(recipe: Recipe) -> Chain:
-    """The recipe's evaluation stream, or the one that fits its training stream; ``normalize`` last."""
-    if recipe.eval_stream is not None:
-        chain = parse_chain(recipe.eval_stream)
-    else:
-        chain = Chain() | decode
-        boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.name in ("random_box", "center_box")]
-        if boxes:
-            chain = chain | center_box(size=boxes[-1].settings["size"])
-    return chain if chain.has("normalize") else chain | normalize
 
 
 @dataclass
@@ -344,10 +244,11 @@ class Trainer:
         if state is not None:
             if optimizer is not None and state["optimizer"] is not None:
                 optimizer.load_state_dict(state["optimizer"])
-            self.sums.load_state_dict(state["sums"])
+            if state["stream"]["step"] and accelerator.is_main_process:  # inside of an epoch of this phase
+                self.sums.load_state_dict(state["sums"])
             if accelerator.scaler is not None and state["scaler"] is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
-            _restore_random(state["random"], accelerator.process_index)
+            self._restore_random(state["random"])
         for epoch in epochs:
             at = {"stage": number, "stage_epoch": epoch}
             if stage.phase is None:
@@ -393,7 +294,9 @@ class Trainer:
             group_start = step - step % recipe.accumulate
             group_size = min(recipe.accumulate, steps - group_start)
             closes = step + 1 == group_start + group_size
-            share, count = self._share(len(batch))
+            share = self._share(len(batch))
+            bounds = stream.plan.bounds(step)
+            count = bounds[1] - bounds[0]
             with _synchronised(accelerator, wrapped, closes):
                 loss, terms, logits = wrapped(batch)
                 if optimizer is not None:
@@ -419,6 +322,7 @@ class Trainer:
                 check()
                 self.seconds, self.images = self.seconds + now - counted, self.images + uncounted
                 self._save(at, optimizer)
+                accelerator.wait_for_everyone()  # a process that ends first would take the saving one along
                 where = f"{recipe.name}, epoch {self.global_epoch + 1}, step {step + 1} of {steps}"
                 raise Stopped(f"{where} is saved in {self.folder}", self.stop.signal or signal.SIGTERM)
             if closes and step + 1 < steps and now - saved >= recipe.checkpoint_seconds:
@@ -432,19 +336,19 @@ class Trainer:
         took = now - began
         self._end_epoch(stage, sums, rate, {"images_per_s": seen / took if took else 0.0, "seconds": took}, epoch)
 
-    def _share(self, count: int) -> tuple[float | Tensor, int]:
+    def _share(self, count: int) -> float | Tensor:
         """By what the mean over this process's slice must be weighted, so that the processes' mean is that of the
-        global batch; and the global batch's size."""
+        global batch."""
         accelerator = self.accelerator
         if accelerator.num_processes == 1:
-            return 1.0, count
-        total = accelerator.reduce(torch.tensor(float(count), device=accelerator.device))
-        return count * accelerator.num_processes / total, int(total)
+            return 1.0
+        total = accelerator.reduce(torch.full((), float(count), device=accelerator.device))
+        return count * accelerator.num_processes / total
 
     def _must_stop(self, step: int) -> bool:
         if self.accelerator.num_processes == 1:
             return self.stop.signal is not None
-        if step % 10:
+        if step // self.recipe.accumulate % 10:
             return False
         asked = torch.tensor(float(self.stop.signal is not None), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked) > 0)
@@ -462,8 +366,13 @@ class Trainer:
         what = " and ".join(culprits) or f"the sum of {', '.join(names)}"
         raise UserError(
             f"recipe {self.recipe.name}: the loss is not finite at step {step + 1} of epoch {self.global_epoch + 1} "
-            f"({what}): lower optimizer.lr ({self.recipe.optimizer.lr:g}), lengthen schedule.warmup or set "
-            f"optimizer.clip; the last good checkpoint is {self.folder / 'last.pt'}"
+            f"({what}): {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        return (
+            f"lower optimizer.lr ({self.recipe.optimizer.lr:g}), lengthen schedule.warmup or set optimizer.clip; "
+            f"the last good checkpoint is {self.folder / 'last.pt'}"
         )
 
     def _reduce(self, tensor: Tensor) -> Tensor:
@@ -483,13 +392,23 @@ class Trainer:
         }
         if self.uses_teacher:
             row |= {"teacher/entropy": values[3] / count, "teacher/gt_probability": values[5] / count}
+        if self.accelerator.num_processes > 1:
+            # What is measured is what is saved: the first process's running statistics.
+            for buffer in self.distiller.buffers():
+                torch.distributed.broadcast(buffer, 0)
         tops: dict[str, float] = {}
         for name, network in self.networks.items():
+            self.eval_stream.load_state_dict({"epoch": 0, "step": 0})
             prefix = "val" if name == "student" else f"val/{name}"
             with self.display.task(f"evaluation of {name}", self.eval_stream.plan.size) as task, self._precision():
                 measured = evaluate(network, self.eval_stream, self._reduce, task.advance)
             row |= {f"{prefix}/{key}": measured[key] for key in ("loss", "top1", "top5")}
             tops[name] = measured["top1"]
+            if math.isnan(measured["loss"]):
+                raise UserError(
+                    f"recipe {self.recipe.name}: the weights are not finite after epoch {self.global_epoch + 1}: "
+                    f"{self._advice()}"
+                )
         best = max(tops, key=lambda name: tops[name])
         if stage.phase is None and tops[best] > self.best.get("top1", -math.inf):
             self.best = {"top1": tops[best], "epoch": self.global_epoch + 1, "network": best}
@@ -541,7 +460,7 @@ class Trainer:
             "optimizer": None if optimizer is None else optimizer.state_dict(),
             "sums": self.sums.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "random": {"cpu": torch.get_rng_state(), "cuda": self._cuda_random()},
             "best": self.best,
             "last_row": self.last_row,
             "seconds": self.seconds,
@@ -550,7 +469,22 @@ class Trainer:
         }
         save_checkpoint(state, self.folder / "last.pt")
 
+    def _cuda_random(self) -> list[Tensor]:
+        device = self.accelerator.device
+        return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
+        """The first process continues its random numbers; the others, whose state is not saved, start new ones."""
+        device, rank = self.accelerator.device, self.accelerator.process_index
+        if rank:
+            torch.manual_seed(int(state["cpu"][:7].sum()) + rank)
+            return
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"] and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"][0], device)
+
     def _finish(self, epochs: int) -> dict[str, Any]:
+        self.accelerator.wait_for_everyone()  # best.pt is there
         name = self.last_row["network"]
         accuracy = {
             key: self.last_row[f"val/{key}" if name == "student" else f"val/{name}/{key}"] for key in ("top1", "top5")
@@ -613,16 +547,6 @@ def _shown(stage: Stage, sums: Sums, loss: Tensor, terms: Tensor) -> dict[str, f
     return {"loss": float(loss.detach()), **named, "train/top1": 100 * correct / max(count, 1)}
 
 
-def _restore_random(state: dict[str, Any], rank: int) -> None:
-    """The first process continues its random numbers; the others, whose state is not saved, start new ones."""
-    if rank == 0:
-        torch.set_rng_state(state["cpu"])
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
-    else:
-        torch.manual_seed(int(state["cpu"][:7].sum()) + rank)
-
-
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Where two nested mappings differ, as "key: old -> new"."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -631,6 +555,3 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         )
         return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
     return [] if old == new else [f"{path}: {old} -> {new}"]
-
-
-__all__ = ["StopFlag", "Stopped", "Trainer", "WeightedTerm", "evaluation_chain", "training_chain"]

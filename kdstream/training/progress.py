@@ -91,7 +91,7 @@ class Display:
             numeric = all(value is None or _is_number(value) for value in values)
             table.add_column(self._text(name), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
             best = best_index(values) if is_top1(name) else None
-            texts = format_column(values)
+            texts = format_column(values, percent="%" in name)
             cells.append([self._text(text, "bold" if i == best else "") for i, text in enumerate(texts)])
         for row in zip(*cells, strict=True):
             table.add_row(*row)
@@ -597,11 +597,12 @@ def format_number(value: float) -> str:
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 or size == 0 else f"{value:.3g}"
 
 
-def format_column(values: Sequence[Any]) -> list[str]:
-    """A table's column: its floats share a number of decimals that fits the largest; None is an en dash."""
+def format_column(values: Sequence[Any], percent: bool = False) -> list[str]:
+    """A table's column: its floats share a number of decimals that fits the largest (percentages: two); None is an
+    en dash."""
     sizes = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
     largest = max(sizes, default=0.0)
-    decimals = 0 if largest >= 1000 else 1 if largest > 100 else 2 if largest >= 1 else 4
+    decimals = 2 if percent else 0 if largest >= 1000 else 1 if largest > 100 else 2 if largest >= 1 else 4
     texts = []
     for value in values:
         if value is None:

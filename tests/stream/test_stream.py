@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -70,6 +71,21 @@ def test_world_size_and_workers_do_not_change_the_global_batches(digits, tmp_pat
         batches, evaluated = spread(digits, folder, world, workers)
         assert batches == expected
         assert sorted(itertools.chain(*evaluated)) == list(range(240))
+
+
+def test_a_script_ends_at_once_although_its_readers_wait_for_more(digits):
+    script = (
+        "import sys, time, atexit\n"
+        "from kdstream.stream.stream import Stream\n"
+        "stream = Stream(sys.argv[1] + '/train', 8, workers=2) | 'decode'\n"
+        "batches = iter(stream)\n"
+        "next(batches)\n"
+        "print(time.time())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, digits], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert time.time() - float(done.stdout) < 4  # torch alone waits 5 seconds for each reader, then kills it
 
 
 def digest(batch):

@@ -1,0 +1,35 @@
+"""A recipe's streams, completed: what the user left out of the chains for training and evaluation."""
+
+from __future__ import annotations
+
+from kdstream.recipe import Recipe
+from kdstream.stream.augment import center_box
+from kdstream.stream.decode import decode
+from kdstream.stream.language import parse_chain
+from kdstream.stream.normalize import normalize
+from kdstream.stream.stage import Chain
+from kdstream.stream.teacher import teacher
+
+
+def training_chain(recipe: Recipe, uses_teacher: bool) -> Chain:
+    """The recipe's stream, completed: ``teacher`` before ``normalize`` at the end, or no teacher's stages at all."""
+    stages = list(parse_chain(recipe.stream).stages)
+    if not uses_teacher:
+        stages = [stage for stage in stages if stage.name not in ("coded", "teacher")]
+    chain = Chain(tuple(stage for stage in stages if stage.name != "normalize"))
+    if uses_teacher and not chain.has("teacher"):
+        chain = chain | teacher
+    last = [stage for stage in stages if stage.name == "normalize"] or [normalize]
+    return chain | Chain(tuple(last))
+
+
+def evaluation_chain(recipe: Recipe) -> Chain:
+    """The recipe's evaluation stream, or the one that fits its training stream; ``normalize`` last."""
+    if recipe.eval_stream is not None:
+        chain = parse_chain(recipe.eval_stream)
+    else:
+        chain = Chain() | decode
+        boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.name in ("random_box", "center_box")]
+        if boxes:
+            chain = chain | center_box(size=boxes[-1].settings["size"])
+    return chain if chain.has("normalize") else chain | normalize

@@ -1,0 +1,226 @@
+"""Jobs: mistakes are found before any work begins, teachers are trained once, and no stranger's file is deleted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from rich.console import Console
+from torch import nn
+
+import kdstream as kd
+from kdstream.errors import UserError
+from kdstream.recipe import make_recipe
+from kdstream.stream.convert import make_shards
+from kdstream.training.job import Job, check
+from kdstream.training.metrics import read_metrics
+from kdstream.training.progress import Display
+
+HERE = Path(__file__).stem
+
+
+def recipe(path, **settings):
+    base = {
+        "data": {"path": str(path)},
+        "student": "resnet8",
+        "loss": "ce",
+        "stream": "decode",
+        "epochs": 1,
+        "batch_size": 120,
+        "workers": 0,
+        "tensorboard": False,
+    }
+    return make_recipe({**base, **settings}, "test")
+
+
+def job(wanted, **settings):
+    return Job(wanted, Accelerator(cpu=True), Display(Console(quiet=True)), **settings).run()
+
+
+class Net(nn.Sequential):
+    """Somebody's own network, with a setting that must be given."""
+
+    def __init__(self, num_classes, width):
+        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, width), nn.Linear(width, num_classes))
+
+
+class Prepares(kd.Term):
+    """A term that contributes nothing to the main phase."""
+
+    in_main = False
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+# --- check
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "kdd"}, r"^recipe recipe: loss: unknown objective 'kdd': did you mean 'kd'\?$"),
+        ({"loss": {"ce": 1, "kd": {"temprature": 2}}}, r"loss\.kd: unknown setting 'temprature': did you mean 'temp"),
+        ({"loss": "kd"}, r"the loss \(kd\) needs a teacher: add teacher: to the recipe"),
+        ({"loss": {f"{HERE}:Prepares": 1}, "teacher": "resnet8"}, r"the loss \(.*Prepares\) only prepares the student"),
+        ({"stream": "decode | agument(cifar)"}, r"unknown stage 'agument': did you mean 'augment'\?"),
+        ({"stream": "decode | augment(cifar, padd=3)"}, r"augment.*padd"),
+        ({"stream": "decode | "}, r"is not a chain of stages"),
+        ({"eval_stream": "dekode"}, r"unknown stage 'dekode': did you mean 'decode'\?"),
+        ({"student": "resnet9"}, r"unknown model 'resnet9': did you mean 'resnet8'\?"),
+        ({"student": {"model": "resnet8", "options": {"widht": 1}}}, r"model 'resnet8': .*widht"),
+        ({"student": {}}, r"student\.model is missing: name a network, such as student=resnet20"),
+        ({"student": "no/such.pth"}, r"student\.weights: 'no/such\.pth': no such file or folder"),
+        ({"student": f"{HERE}:Nett"}, rf"model '{HERE}:Nett': .*did you mean 'Net'\?"),
+        ({"student": "no_such_module:Net"}, r"cannot import module 'no_such_module'"),
+        ({"loss": "kd", "teacher": "resnet9"}, r"unknown model 'resnet9'"),
+        ({"loss": "kd", "teacher": "no/such"}, r"teacher\.weights: 'no/such': no such file or folder"),
+        ({"loss": "at", "teacher": "resnet8", "student": "alexnet"}, r"unknown tap 'block1': taps of alexnet are"),
+        ({"loss": "at", "student": "resnet8", "teacher": {"model": "alexnet"}}, r"unknown tap 'block1'"),
+    ],
+)
+def test_check_finds_what_a_recipe_alone_can_tell(importable, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        check(recipe("nowhere", **settings))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["resnet32x4", "resnet18", "regnet_y_400mf", "vit_b_32", f"{HERE}:Net"])
+def test_check_lets_pass_what_is_right(importable, model):
+    check(recipe("nowhere", student=model))
+
+
+def test_check_downloads_nothing(monkeypatch):
+    from torchvision.models import _api
+
+    def refuse(*args, **settings):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", refuse)
+    wanted = {"model": "vit_h_14", "options": {"weights": "DEFAULT"}}  # 630 million parameters
+    check(recipe("nowhere", student=wanted, teacher=wanted))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"runs": {"good": {}, "bad": {"loss": "kdd"}}}, r"recipe bad: loss: unknown objective 'kdd'"),
+        ({"teacher": {"model": "resnet8", "train": {"loss": "cee"}}}, r"recipe teacher resnet8: loss: unknown obj"),
+        ({"teacher": {"model": "resnet8", "train": {"epohcs": 2}}}, r"teacher\.train: unknown setting 'epohcs'"),
+        ({"teacher": {"train": {}}}, r"teacher\.model is missing: name a network, such as teacher=resnet56"),
+        ({"teacher": {"model": "resnet8", "train": {}}, "student": "no/such"}, r"student\.weights: 'no/such'"),
+    ],
+)
+def test_nothing_is_begun_when_a_later_part_is_wrong(digits, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        job(recipe(digits, out=str(tmp_path / "runs" / "x"), **settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- data
+
+
+def test_evaluation_data_of_unknown_classes_is_refused(make_tars, tmp_path):
+    make_tars(tmp_path / "set", train=[0, 1, 2], val=[0, 3])
+    with pytest.raises(UserError, match=r"set: val holds class 3, train has 3 classes \(0 to 2\)"):
+        job(recipe(tmp_path / "set", out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize(("splits", "count"), [(("val", "test"), 3), (("test",), 2)])
+def test_the_split_for_evaluation_is_val_else_test(make_tars, tmp_path, flat, splits, count):
+    labels = {"train": [0, 1] * 4, "val": [0, 1, 1], "test": [0, 1]}
+    make_tars(tmp_path / "set", flat=flat, **{name: labels[name] for name in ("train", *splits)})
+    _, val = Job(recipe(tmp_path / "set"), Accelerator(cpu=True), Display(Console(quiet=True)))._data()
+    assert len(val) == count
+
+
+# --- the teacher
+
+
+def test_teacher_and_student_of_ones_own_keep_their_own_options(digits, tmp_path, importable):
+    wanted = recipe(
+        digits,
+        teacher={"model": f"{HERE}:Net", "options": {"width": 5}, "train": {}},
+        student={"model": "resnet8", "options": {}},
+        runs={
+            "own": {"student": {"model": f"{HERE}:Net", "options": {"width": 3}}, "loss": "kd"},
+            "zoo": {"loss": "kd"},
+        },
+        out=str(tmp_path / "runs" / "x"),
+    )
+    own, zoo = job(wanted)
+    assert own["params"] == 48 * 3 + 3 + 3 * 10 + 10
+    assert zoo["model"] == "resnet8"
+    (folder,) = (tmp_path / "runs" / "teachers").iterdir()
+    teacher = kd.load_student(folder, trust_code=True)
+    assert teacher[2].out_features == 5
+    # and the student's options are not the teacher's
+    lone = recipe(
+        digits,
+        teacher={"model": "resnet8", "train": {}},
+        student={"model": f"{HERE}:Net", "options": {"width": 3}},
+        loss="kd",
+        out=str(tmp_path / "lone" / "x"),
+    )
+    assert job(lone)[0]["params"] == own["params"]
+
+
+def test_shards_made_anew_give_a_new_teacher(tmp_path):
+    wanted = recipe(
+        tmp_path / "set", teacher={"model": "resnet8", "train": {}}, loss="kd", out=str(tmp_path / "runs" / "x")
+    )
+    for count in (40, 60):
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        make_shards("digits", tmp_path / "set", limit=count, processes=1, console=Console(quiet=True))
+        job(wanted, fresh=count == 60)
+    assert len(list((tmp_path / "runs" / "teachers").iterdir())) == 2
+
+
+# --- the output folder
+
+
+def test_fresh_leaves_what_is_not_kdstreams(digits, tmp_path):
+    out = tmp_path / "out"
+    mine = [out / "thesis.tex", out / "a" / "notes.txt", out / "mine" / "last.pt"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    job(recipe(digits, out=str(out), runs={"a": {}, "b": {}}, tensorboard=True))
+    assert (out / "b" / "tensorboard").is_dir()
+    job(recipe(digits, out=str(out), runs={"a": {"epochs": 2}}), fresh=True)
+    assert [path.read_text() for path in mine] == ["precious"] * 3
+    assert not (out / "b").exists()
+    assert len(read_metrics(out / "a")) == 2
+    assert not (out / "a" / "tensorboard").exists()
+
+
+def test_a_refused_recipe_leaves_the_record_of_the_one_before(digits, tmp_path):
+    job(recipe(digits, out=str(tmp_path / "out")))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"epochs: 1 -> 3"):
+        job(recipe(digits, out=str(tmp_path / "out"), epochs=3))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert yaml.safe_load(before["job.yaml"])["epochs"] == 1
+
+
+def test_a_job_that_gets_another_run_keeps_the_first(digits, tmp_path):
+    job(recipe(digits, out=str(tmp_path), runs={"a": {}}))
+    stamp = (tmp_path / "a" / "result.json").stat().st_mtime_ns
+    results = job(recipe(digits, out=str(tmp_path), runs={"a": {}, "b": {"seed": 1}}))
+    assert [result["name"] for result in results] == ["a", "b"]
+    assert (tmp_path / "a" / "result.json").stat().st_mtime_ns == stamp
+    assert list(yaml.safe_load((tmp_path / "job.yaml").read_text())["runs"]) == ["a", "b"]
+
+
+def test_a_file_in_the_way_of_the_output_folder(digits, tmp_path):
+    (tmp_path / "out").write_text("x")
+    for out in ("out", "out/below"):
+        with pytest.raises(UserError, match=r"cannot write to .*out.*: choose another out=FOLDER"):
+            job(recipe(digits, out=str(tmp_path / out)))
