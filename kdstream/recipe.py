@@ -35,12 +35,15 @@ class Data(Part):
         path: data set folder (or foreign tar folder) under which the splits lie.
         source: what ``tools/make_shards.py`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
+        mean, std: by channel, in [0,1], that images are standardised with; None = the data set's own, of dataset.json.
     """
 
     path: str
     source: str | None = None
     train: str = "train"
     val: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
 
 
 class Model(Part):
@@ -88,6 +91,12 @@ class Optimizer(Part):
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
     clip: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Optimizer:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class Schedule(Part):

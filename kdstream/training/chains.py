@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from kdstream.errors import UserError
 from kdstream.recipe import Recipe
 from kdstream.stream.augment import center_box
 from kdstream.stream.decode import decode
 from kdstream.stream.language import parse_chain
 from kdstream.stream.normalize import normalize
-from kdstream.stream.stage import Chain
+from kdstream.stream.stage import Chain, Stage
 from kdstream.stream.teacher import teacher
 
 
@@ -20,6 +23,7 @@ def training_chain(recipe: Recipe, uses_teacher: bool) -> Chain:
     if uses_teacher and not chain.has("teacher"):
         chain = chain | teacher
     last = [stage for stage in stages if stage.name == "normalize"] or [normalize]
+    _refuse_settings(last)
     return chain | Chain(tuple(last))
 
 
@@ -32,4 +36,14 @@ def evaluation_chain(recipe: Recipe) -> Chain:
         boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.name in ("random_box", "center_box")]
         if boxes:
             chain = chain | center_box(size=boxes[-1].settings["size"])
+    _refuse_settings(chain.stages)
     return chain if chain.has("normalize") else chain | normalize
+
+
+def _refuse_settings(stages: Sequence[Stage]) -> None:
+    """Training, evaluation and the exported student must agree on how images are standardised."""
+    for stage in stages:
+        if stage.name == "normalize" and (stage.args or stage.settings):
+            raise UserError(
+                "in a recipe, normalize has no settings: set data.mean and data.std, which serve all streams"
+            )

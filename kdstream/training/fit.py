@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -77,6 +78,27 @@ class Trainer:
         self.fingerprint = f"{self.recipe.fingerprint()}-{self.train.fingerprint[:16]}"
         if self.teacher is not None:
             self.fingerprint += f"-{self.teacher.hash[:16]}"
+        with self._alone():
+            return self._fit()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other job trains into the same folder meanwhile; the first process holds the lock for all."""
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:  # the system releases it when the process ends, however it does
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.display.note(f"{self.recipe.name}: another job trains in {self.folder}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self.accelerator.wait_for_everyone()
+            yield
+
+    def _fit(self) -> dict[str, Any]:
         finished = self._finished()
         if finished is not None:
             self.display.note(f"{self.recipe.name}: finished before, top-1 {finished['top1']:.2f} % ({self.folder})")

@@ -25,6 +25,7 @@ from kdstream.models import MODELS, build
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Model, Recipe, make_recipe, run_folder
 from kdstream.stream.convert import make_shards
+from kdstream.stream.language import parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import Trainer
@@ -38,7 +39,7 @@ MARK = "job.yaml"
 """The recipe, in the output folder; tells such a folder from any other."""
 WRITTEN = (
     *(MARK, "report.html", "recipe.yaml", "metrics.jsonl", "speed.jsonl", "result.json"),
-    *("last.pt", "best.pt", "student.json", "student.safetensors"),
+    *("last.pt", "best.pt", "student.json", "student.safetensors", ".lock"),
 )
 """The files of an output folder."""
 
@@ -98,7 +99,10 @@ class Job:
         if teacher.model is None:
             raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
         student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
-        base = self.recipe.model_copy(update={"loss": {"ce": 1.0}, "student": student, "teacher": None})
+        # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
+        calls = [call for call in parse_calls(self.recipe.stream) if call.name not in ("coded", "teacher")]
+        alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
+        base = self.recipe.model_copy(update=alone)
         return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
 
     def _data(self) -> tuple[ShardSet, ShardSet]:
@@ -108,8 +112,8 @@ class Job:
         if self.accelerator.is_main_process and data.source is not None and not (path / "dataset.json").exists():
             self.display.headline(f"Making shards of {data.source} in {path}")
             make_shards(data.source, path, console=self.display.console)
-        val = data.val or ("val" if _has_split(path, "val") else "test")
-        with self.accelerator.main_process_first():  # it may have to build the index of a foreign set
+        with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
+            val = data.val or ("val" if _has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
         largest = int(shards[1].labels.max(initial=0))
         if largest >= shards[0].num_classes:
@@ -117,6 +121,8 @@ class Job:
                 f"{path}: {val} holds class {largest}, {data.train} has {shards[0].num_classes} classes "
                 f"(0 to {shards[0].num_classes - 1}): make both of the same classes"
             )
+        for one in shards:
+            one.mean, one.std = data.mean or one.mean, data.std or one.std
         return shards
 
     def _prepare(self, folder: Path) -> None:

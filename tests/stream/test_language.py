@@ -85,3 +85,11 @@ def test_names_are_not_evaluated():
     assert parse_calls("f(__import__)")[0].args == ("__import__",)
     with pytest.raises(UserError, match="unknown stage '__import__'"):
         parse_chain("__import__(os)")
+
+
+def test_a_call_as_text_is_the_call_again():
+    text = "decode | a.b:c(-1, x='p:q', y=[1, true], z=none) | coded(random(50, 100), delta=5) | m:f(u='http://a.b:c')"
+    calls = parse_calls(text)
+    assert parse_calls(" | ".join(map(str, calls))) == calls
+    assert calls[1].settings["x"] == "p:q"
+    assert calls[3].settings["u"] == "http://a.b:c"

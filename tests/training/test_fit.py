@@ -462,3 +462,51 @@ def test_two_processes_train_as_one_does(digits, teacher, tmp_path):
 def test_the_loss_needs_a_teacher(digits, tmp_path):
     with pytest.raises(UserError, match=r"the loss \(kd\) needs a teacher"):
         train(recipe_of(digits, loss={"kd": 1}), tmp_path)
+
+
+def test_resuming_between_phases_and_random_numbers_of_terms(digits, teacher, tmp_path, monkeypatch):
+    """Stop exactly after the last epoch of a phase; a term that draws from torch's generator sees the same numbers."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    loss = {"fitnet": {"stages": 2, "epochs": 1, "lr": 0.01}, f"{Path(__file__).stem}:Noisy": 1.0, "ce": 1.0}
+    recipe = recipe_of(digits, loss=loss, teacher=str(teacher), out=str(tmp_path / "whole"))
+    job(recipe)
+    save = Trainer._save
+
+    def save_and_die(self, at, optimizer):
+        save(self, at, optimizer)
+        if self.global_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save", save_and_die)
+    cut = recipe.model_copy(update={"out": str(tmp_path / "cut"), "workers": 1})
+    with pytest.raises(KeyboardInterrupt):
+        job(cut)
+    monkeypatch.setattr(Trainer, "_save", save)
+    job(cut)
+    for name in ("student.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+class Noisy(kd.Term):
+    """Dropout, in effect."""
+
+    uses_teacher = False
+
+    def forward(self, student, teacher, batch):
+        return nn.functional.dropout(student.logits, 0.5).square().mean()
+
+
+def test_a_coded_recipe_shares_its_teacher_with_the_plain_one(digits, tmp_path):
+    settings = {"teacher": {"model": "resnet8", "train": {"epochs": 1}}, "loss": "kd", "epochs": 1}
+    job(recipe_of(digits, **settings, out=str(tmp_path / "a")))
+    coded = recipe_of(digits, **settings, out=str(tmp_path / "b"))
+    job(coded.model_copy(update={"stream": f"{coded.stream} | coded(fixed(30))"}))
+    assert len(list((tmp_path / "teachers").iterdir())) == 1
+
+
+def test_mean_and_std_of_the_recipe_serve_training_evaluation_and_export(digits, tmp_path):
+    data = {"path": str(digits), "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    job(recipe_of(digits, data=data, epochs=1, out=str(tmp_path)))
+    assert load_student(tmp_path).about["mean"] == [0.5, 0.5, 0.5]
+    with pytest.raises(UserError, match=r"normalize has no settings: set data.mean"):
+        job(recipe_of(digits, stream="decode | normalize(mean=[0, 0, 0], std=[1, 1, 1])"))
