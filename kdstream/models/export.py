@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -14,6 +13,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.weights import load_state, read_safetensors
@@ -83,8 +83,8 @@ def save_student(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "student.safetensors", weights)
-        _write(folder / "student.json", (text + "\n").encode())
+        write_atomic(folder / "student.safetensors", weights)
+        write_atomic(folder / "student.json", (text + "\n").encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot write the student there: {error.strerror}") from error
     return folder / "student.json"
@@ -180,15 +180,3 @@ def _is_ours(path: str) -> bool:
 
 def _floats(values: Sequence[float] | Tensor | None) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdstream
+from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.atomic import write_atomic
 from kdstream.stream.dataset_info import (
     DATASET_FILE,
     SCHEMA,

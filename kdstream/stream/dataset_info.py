@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.atomic import write_atomic
 
 SCHEMA = 1
 DATASET_FILE = "dataset.json"

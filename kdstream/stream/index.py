@@ -15,8 +15,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.atomic import write_atomic
 
 INDEX_VERSION = 1
 BLOCK = 512

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.atomic import write_atomic
 from kdstream.stream.dataset_info import (
     DATASET_FILE,
     WORK_FOLDER,

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from kdstream.atomic import sync_folder, write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.atomic import sync_folder, write_atomic
 from kdstream.stream.image_file import open_image
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import BLOCK

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import save_student
@@ -542,9 +542,7 @@ class Trainer:
                 image_size=tuple(self.probe.image.shape[-2:]),
                 extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
             )
-            part = self.folder / "result.json.part"
-            part.write_text(json.dumps(result, indent=2))
-            os.replace(part, self.folder / "result.json")
+            write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.accelerator.wait_for_everyone()
         return result
 

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from kdstream.atomic import write_atomic
 from kdstream.training.progress import best_index, format_column, format_number, format_seconds
 
 
@@ -64,15 +64,7 @@ def write_report(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     page = _page(title, list(runs), teacher, facts or {}, recipe_text)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page.encode("utf-8", "replace"))
-        os.chmod(temporary, 0o644)  # mkstemp's file is private; a report is to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomic(path, page.encode("utf-8", "replace"))
     return path
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdstream.errors import UserError
-from kdstream.models import build, export
+from kdstream.models import build
 from kdstream.models.export import load_student, save_student
 from kdstream.models.weights import weights_hash
 
@@ -174,7 +174,7 @@ def test_an_interrupted_export_leaves_the_old_student(tmp_path, monkeypatch):
     def killed(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save_student(tmp_path, build("resnet8", 3), extra={"epoch": 2})
     assert load_student(tmp_path).about["extra"] == {"epoch": 1}
