@@ -72,12 +72,12 @@ def roundtrip(
 
     Source: ITU-T T.81; libjpeg-turbo (islow DCT, fancy upsampling).
     """
-    _check_images(images)
+    check_images(images)
     if subsampling not in ("4:4:4", "4:2:0"):
         raise UserError(f"unknown JPEG subsampling {subsampling!r}: use '4:4:4' or '4:2:0'")
     # Apple's GPUs have no float64.
     work = images.cpu() if images.device.type == "mps" else images
-    asked = _check_qualities(qualities, len(images)).to(work.device)
+    asked = check_qualities(qualities, len(images)).to(work.device)
     halved = subsampling == "4:2:0" and images.shape[1] == 3
 
     result = work.new_empty(len(images), asked.shape[1], *images.shape[1:])
@@ -96,7 +96,7 @@ def roundtrip(
     return result.to(images.device)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise UserError(f"JPEG round trip: images must be a uint8 tensor [N,C,H,W], got {kind}: give values 0..255")
@@ -106,7 +106,7 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _check_qualities(qualities: Sequence[int] | Tensor, count: int) -> Tensor:
+def check_qualities(qualities: Sequence[int] | Tensor, count: int) -> Tensor:
     """The qualities as int64 [1,Q] (the same for all images) or [count,Q]."""
     given = as_qualities(qualities)
     for_all = given.ndim == 1

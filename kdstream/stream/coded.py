@@ -163,6 +163,8 @@ def _with_rule(batches: Iterator[Batch], rule: Choose | None) -> Iterator[Batch]
 
 
 def _sample_form(selector: Any, delta: int, subsampling: str) -> tuple[Stage, Stage]:
+    # Whatever the round trip has to compile, it compiles here, once, and not in every reader process.
+    jpeg.roundtrip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [50], subsampling)
     settings = {"selector": selector, "delta": delta, "subsampling": subsampling}
     return Stage(_coded_samples, "sample", (), settings), Stage(_with_rule, "batch", (), {"rule": _rule(selector)})
 

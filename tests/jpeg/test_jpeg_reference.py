@@ -15,7 +15,8 @@ from torch import Tensor
 
 import kdstream.jpeg.reference as reference
 from kdstream.errors import UserError
-from kdstream.jpeg import quant_table, roundtrip
+from kdstream.jpeg.reference import roundtrip
+from kdstream.jpeg.tables import quant_table
 
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:0": 2}
 
