@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -118,15 +117,6 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
         if _shapes(candidate.state_dict()) == shapes:
             return name
     return None
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 (hex) over the names and bytes of all parameters and buffers, in state-dict order."""
-    digest = hashlib.sha256()
-    for key, value in module.state_dict().items():
-        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _from_pickle(path: Path, head: bytes) -> Any:

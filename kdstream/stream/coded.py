@@ -6,8 +6,9 @@ encoding" (the seed paper), section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 from kdstream import jpeg
 from kdstream.errors import UserError
 from kdstream.registry import import_object, nearest
-from kdstream.stream.augment import keys
+from kdstream.stream.augment import center_box, keys
+from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.draw import uniform
 from kdstream.stream.language import Call
 from kdstream.stream.normalize import to_bytes
-from kdstream.stream.stage import Stage
+from kdstream.stream.stage import Chain, Stage
 from kdstream.types import Batch, Sample
 
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -83,7 +85,7 @@ def _check_quality(quality: Any) -> None:
         raise UserError(f"coded: JPEG quality {quality!r}; it is a whole number from 0 to 100")
 
 
-def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4") -> Stage:
+def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", plan: str | Path | None = "off") -> Stage:
     """Give the teacher compressed versions to answer for.
 
     Before ``augment`` the raw image is compressed and every version gets the same augmented view; after it the view
@@ -95,6 +97,9 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4") ->
             the same versions as hkl; in a recipe its dotted path ``my_pkg.mine:choose``.
         delta: step between qualities, 1..100.
         subsampling: of the chroma, "4:4:4" or "4:2:0".
+        plan: "off" selects anew for every augmented view, as the paper's own code does. "auto" selects once for every
+            unaugmented image, keeps the choice beside the shards (:mod:`kdstream.stream.coding_plan`) and then makes
+            that one version only; a path names such a plan.
 
     Raises:
         UserError: an unknown selector, delta or subsampling out of range.
@@ -103,7 +108,10 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4") ->
         raise UserError(f"coded: delta is {delta!r}; it is the step between qualities, a whole number from 1 to 100")
     if subsampling not in ("4:4:4", "4:2:0"):
         raise UserError(f"coded: subsampling is {subsampling!r}; it is '4:4:4' or '4:2:0'")
-    settings = {"selector": _resolve(selector), "delta": delta, "subsampling": subsampling}
+    plan = "off" if plan in (None, False) else plan  # YAML reads `off` as False
+    if plan != "off" and isinstance(_resolve(selector), Random):
+        raise UserError("coded: fixed and random qualities need no plan: leave plan out")
+    settings = {"selector": _resolve(selector), "delta": delta, "subsampling": subsampling, "plan": plan}
     return Stage(_coded_batches, "batch", (), settings, _sample_form)
 
 
@@ -125,6 +133,30 @@ def _resolve(selector: Any) -> Any:
     return found
 
 
+def selector_name(selector: Any) -> str:
+    """How a plan calls a selector: ``hkl``, or the dotted path of another function."""
+    return "hkl" if selector is hkl else f"{selector.__module__}:{getattr(selector, '__qualname__', '')}"
+
+
+def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
+    """The view for which a plan is made: the stages up to the teacher, without what is drawn at random.
+
+    Random boxes become the central one of their size, crops, flips and colours go, ``coded`` at ``position`` selects;
+    the user's own stages stay.
+    """
+    view: list[Stage] = []
+    for place, stage in enumerate(stages):
+        if stage.name in ("teacher", "normalize"):
+            break
+        if stage.name == "random_box":
+            view.append(center_box(size=stage.settings["size"]))
+        elif place == position:
+            view.append(replace(stage, settings={**stage.settings, "plan": "off"}))
+        elif stage.name not in ("crop_flip", "random_flip", "color_jitter"):
+            view.append(stage)
+    return Chain(tuple(view))
+
+
 def _qualities(selector: Any, delta: int, key: Tensor) -> Tensor:
     """int64 [N,V] for keys [N]: the versions that the selector looks at."""
     if isinstance(selector, Random):
@@ -138,19 +170,50 @@ def _versions(image: Tensor, qualities: Tensor, selector: Any, subsampling: str)
     return jpeg.roundtrip(to_bytes(image), shared, subsampling)
 
 
-def _rule(selector: Any) -> Choose | None:
-    return None if isinstance(selector, Random) else selector
+def _rule(selector: Any, plan: Any) -> Choose | None:
+    return None if isinstance(selector, Random) or isinstance(plan, Tensor) else selector
 
 
-def _coded_batches(batches: Iterator[Batch], selector: Any, delta: int, subsampling: str) -> Iterator[Batch]:
+def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: str) -> tuple[Tensor, Tensor]:
+    """The one version of each image that a plan names.
+
+    Args:
+        image: uint8 [N,3,H,W], or float in [0,1], which is rounded to bytes.
+        index: int64 [N].
+        plan: uint8 [n], see :mod:`kdstream.stream.coding_plan`.
+        subsampling: of the chroma.
+
+    Returns:
+        uint8 [N,1,3,H,W] and its quality, int64 [N,1], -1 = the original.
+    """
+    choice = plan.to(index.device)[index].long()[:, None]
+    original = choice == ORIGINAL
+    image = to_bytes(image)
+    version = jpeg.roundtrip(image, choice.masked_fill(original, 100), subsampling)
+    return torch.where(original[..., None, None, None], image[:, None], version), choice.masked_fill(original, -1)
+
+
+def _coded_batches(batches: Iterator[Batch], selector: Any, delta: int, subsampling: str, plan: Any) -> Iterator[Batch]:
     for batch in batches:
-        qualities = _qualities(selector, delta, keys(batch))
-        versions = _versions(batch.image, qualities, selector, subsampling)
-        yield replace(batch, variants=versions, qualities=qualities, selector=_rule(selector))
+        if isinstance(plan, Tensor):
+            plan = plan.to(batch.index.device)  # once
+            versions, qualities = planned(batch.image, batch.index, plan, subsampling)
+        else:
+            qualities = _qualities(selector, delta, keys(batch))
+            versions = _versions(batch.image, qualities, selector, subsampling)
+        yield replace(batch, variants=versions, qualities=qualities, selector=_rule(selector, plan))
 
 
-def _coded_samples(samples: Iterator[Sample], selector: Any, delta: int, subsampling: str) -> Iterator[Sample]:
+def _coded_samples(
+    samples: Iterator[Sample], selector: Any, delta: int, subsampling: str, plan: Any
+) -> Iterator[Sample]:
     for sample in samples:
+        if isinstance(plan, Tensor):
+            index = torch.tensor([sample["index"]])
+            versions, qualities = planned(sample["image"][None], index, plan, subsampling)
+            sample["variants"], sample["qualities"] = versions[0], qualities[0]
+            yield sample
+            continue
         qualities = _qualities(selector, delta, torch.tensor([sample["rng_key"]]))
         sample["variants"] = _versions(sample["image"][None], qualities, selector, subsampling)[0]
         sample["qualities"] = qualities[0]
@@ -162,11 +225,13 @@ def _with_rule(batches: Iterator[Batch], rule: Choose | None) -> Iterator[Batch]
         yield replace(batch, selector=rule)
 
 
-def _sample_form(selector: Any, delta: int, subsampling: str) -> tuple[Stage, Stage]:
+def _sample_form(selector: Any, delta: int, subsampling: str, plan: Any) -> tuple[Stage, Stage]:
     # Whatever the round trip has to compile, it compiles here, once, and not in every reader process.
     jpeg.roundtrip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [50], subsampling)
-    settings = {"selector": selector, "delta": delta, "subsampling": subsampling}
-    return Stage(_coded_samples, "sample", (), settings), Stage(_with_rule, "batch", (), {"rule": _rule(selector)})
+    settings = {"selector": selector, "delta": delta, "subsampling": subsampling, "plan": plan}
+    return Stage(_coded_samples, "sample", (), settings), Stage(
+        _with_rule, "batch", (), {"rule": _rule(selector, plan)}
+    )
 
 
 _coded_batches.__name__ = "coded"

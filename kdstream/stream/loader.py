@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,7 @@ class _Route:
     """The (epoch, step) pairs that the readers shall make; replaced before each pass over the loader."""
 
     def __init__(self) -> None:
-        self.stops: list[tuple[int, int]] | range = []
+        self.stops: Sequence[int] = ()
         self.epoch = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -147,7 +147,7 @@ class Loader:
             generator=torch.Generator(),
         )
 
-    def batches(self, epoch: int, steps: range) -> Iterator[Batch]:
+    def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
         """The batches of these steps, in order."""
         self.route.epoch, self.route.stops = epoch, steps
         passing = iter(self.loader)

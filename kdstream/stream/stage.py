@@ -146,6 +146,14 @@ class Chain:
     def __or__(self, other: Any) -> Chain:
         return Chain(self.stages + as_stages(other))
 
+    def __str__(self) -> str:
+        """What the chain does, as text: names and plain settings."""
+        plain = (str, int, float, bool, tuple, list)
+        return " | ".join(
+            f"{s.name}({', '.join(f'{k}={v!r}' for k, v in s.settings.items() if isinstance(v, plain))})"
+            for s in self.stages
+        )
+
     def __call__(self, iterator: Iterator[Any]) -> Iterator[Any]:
         for step in self.stages:
             iterator = step(iterator)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdstream.errors import UserError
+from kdstream.hashing import weights_hash
+from kdstream.stream.coded import selector_name, unaugmented
+from kdstream.stream.coding_plan import CHUNK, PlanKey, load_plan, make_plan
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, to_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.stream.stage import Chain
+from kdstream.stream.teacher import teacher
 from kdstream.types import Batch
 
 
@@ -98,6 +103,53 @@ class Stream:
         """Continue from a state: the next pass begins with that batch."""
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
+    def open(self) -> None:
+        """Do what comes before the first batch, where all processes must be together: find or make coding plans."""
+        self._open()
+
+    def _with_plans(self, chain: Chain, known: Mapping[str, Any]) -> Chain:
+        """The chain with the coding plans that its ``coded`` stages ask for."""
+        stages = list(chain.stages)
+        for position, stage in enumerate(stages):
+            asked = stage.settings.get("plan", "off") if stage.name == "coded" else "off"
+            if isinstance(asked, torch.Tensor) or asked == "off":
+                continue
+            view = unaugmented(stages, position)
+            if "teacher" not in known:
+                raise UserError("coded: a plan needs the teacher, and this stream does not know it: give it one")
+            network = known["teacher"]
+            teacher_hash = known.get("teacher_hash") or weights_hash(getattr(network, "module", network))
+            standard = f"mean {list(known['teacher_mean'])}, std {list(known['teacher_std'])}"
+            key = PlanKey(
+                data=self.dataset.fingerprint,
+                teacher=teacher_hash,
+                selector=selector_name(stage.settings["selector"]),
+                delta=stage.settings["delta"],
+                subsampling=stage.settings["subsampling"],
+                view=f"{view}, {standard}, precision {known.get('precision', 'no')}",
+            )
+            if asked != "auto":
+                plan = load_plan(Path(asked), key, len(self.dataset))
+            else:
+                plan = make_plan(self.dataset, key, self._chooser(view), self.rank, self.world, self._barrier)
+            stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
+        return Chain(tuple(stages))
+
+    def _chooser(self, view: Chain) -> Callable[[Sequence[int]], Iterator[Batch]]:
+        given = {**self.given}
+        place: dict[str, Any] = {"rank": 0, "world": 1, "workers": self.workers, "device": self.device}
+        stream = Stream(self.dataset, CHUNK, self.plan.seed, train=False, given=given, **place) | view | teacher
+        return lambda chunks: stream.batches(0, chunks)
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
+        """These batches of an epoch, in order; where the stream stands does not change."""
+        loader = self._open()
+        return self._device_chain(to_device(self._timed(loader.batches(epoch, steps)), self.device))
+
     def _open(self) -> Loader:
         if self._loader is None:
             known = {
@@ -108,17 +160,16 @@ class Stream:
                 "std": self.dataset.std,
                 **self.given,
             }
-            host, self._device_chain = self.chain.bind(known).split()
+            chain = self._with_plans(self.chain.bind(known), known)
+            host, self._device_chain = chain.split()
             self._loader = Loader(
                 Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device
             )
         return self._loader
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = self._open()
         steps = range(self.step, self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
-        raw = self._timed(loader.batches(self.epoch, steps))
-        for batch in self._device_chain(to_device(raw, self.device)):
+        for batch in self.batches(self.epoch, steps):
             self.step += 1
             yield batch
         self.epoch, self.step = self.epoch + 1, 0

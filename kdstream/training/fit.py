@@ -150,13 +150,7 @@ class Trainer:
             tapped_teacher.requires_grad_(False)
             mean, std = self.teacher.mean or self.train.mean, self.teacher.std or self.train.std
             given = {"teacher": self._answering(tapped_teacher), "teacher_mean": mean, "teacher_std": std}
-        few = min(2, len(self.train))
-        self.probe = next(iter(Stream(self.train, few, recipe.seed, rank=0, world=1, given=given) | chain))
-        torch.manual_seed(recipe.seed)
-        network = make_student(recipe.student, self.train.num_classes)
-        for _, _, term in terms:
-            network = term.adapt(network, plain_teacher, self.probe.image, build)
-        student = tapped(network, [t for _, _, term in terms for t in term.student_taps], recipe.student)
+            given |= {"teacher_hash": self.teacher.hash, "precision": recipe.precision}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         place: dict[str, Any] = {"rank": rank, "world": world, "device": device}
         self.stream = (
@@ -165,6 +159,18 @@ class Trainer:
         self.eval_stream = Stream(
             self.val, recipe.eval_batch_size, train=False, workers=recipe.workers, given=given, **place
         ) | evaluation_chain(recipe)
+        if tapped_teacher is not None:
+            tapped_teacher.to(device)
+        self.stream.open()  # where a coding plan is wanted and not there yet, it is made here, by all processes
+        if tapped_teacher is not None:
+            tapped_teacher.cpu()
+        few = min(2, len(self.train))
+        self.probe = next(iter(Stream(self.train, few, recipe.seed, rank=0, world=1, given=given) | chain))
+        torch.manual_seed(recipe.seed)
+        network = make_student(recipe.student, self.train.num_classes)
+        for _, _, term in terms:
+            network = term.adapt(network, plain_teacher, self.probe.image, build)
+        student = tapped(network, [t for _, _, term in terms for t in term.student_taps], recipe.student)
         with torch.no_grad():
             student_outputs = student.eval()(self.probe.image).detach()
         asked_teacher = tapped_teacher

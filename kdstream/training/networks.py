@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from kdstream import recipe as settings
 from kdstream.errors import UserError
+from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.export import load_student
 from kdstream.models.taps import Tapped
-from kdstream.models.weights import load_weights, weights_hash
+from kdstream.models.weights import load_weights
 from kdstream.stream.shards import ShardSet
 from kdstream.types import Outputs
 

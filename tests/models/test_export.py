@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from kdstream.errors import UserError
+from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.export import load_student, save_student
-from kdstream.models.weights import weights_hash
 
 OWN = """
 from pathlib import Path

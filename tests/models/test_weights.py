@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdstream.errors import UserError
+from kdstream.hashing import weights_hash
 from kdstream.models import build
-from kdstream.models.weights import load_weights, read_weights, recognise, weights_hash
+from kdstream.models.weights import load_weights, read_weights, recognise
 
 
 def teacher(num_classes: int = 10, seed: int = 0) -> nn.Module:

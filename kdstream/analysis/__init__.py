@@ -1,0 +1,1 @@
+"""What the papers measure on trained networks: numbers, tables and figures."""

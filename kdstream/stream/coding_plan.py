@@ -1,0 +1,173 @@
+"""A coding plan: which version the coded teacher answers for, chosen once for every sample and kept beside the shards.
+
+One byte a sample: the JPEG quality 0..100, or :data:`ORIGINAL`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from kdstream.atomic import write_atomic
+from kdstream.errors import UserError
+from kdstream.stream.convert_progress import conversion_progress
+from kdstream.stream.shards import ShardSet
+from kdstream.types import Batch
+
+ORIGINAL = 255
+"""The byte for a sample whose original is used."""
+CHUNK = 512
+"""Samples that are chosen, and saved, together. Fixed: the teacher's rounding depends on what shares a forward pass."""
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """Everything that a plan depends on.
+
+    Attributes:
+        data: fingerprint of the split.
+        teacher: hash of the teacher's weights, and how images are standardised for it.
+        selector: its name, or dotted path.
+        delta: step between qualities.
+        subsampling: of the chroma.
+        view: the stages that unaugmented images pass before the teacher.
+    """
+
+    data: str
+    teacher: str
+    selector: str
+    delta: int
+    subsampling: str
+    view: str
+
+    def file_name(self, split: str) -> str:
+        """Name of the plan's file: readable, and different for every key."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        selector = self.selector.replace(":", ".")
+        subsampling = self.subsampling.replace(":", "")
+        return f"{split}.coding-{self.teacher[:8]}-{selector}-d{self.delta}-{subsampling}-{digest}.bin"
+
+
+def load_plan(path: Path, key: PlanKey, count: int) -> torch.Tensor:
+    """A stored plan.
+
+    Args:
+        path: of the file; its key lies beside it, as JSON.
+        key: what the plan must have been made for.
+        count: number of samples.
+
+    Returns:
+        uint8 [count].
+
+    Raises:
+        UserError: no such plan, one that was made for something else (the message says what differs), a damaged one.
+    """
+    try:
+        made_for = json.loads(path.with_suffix(".json").read_text())
+        choice = np.fromfile(path, np.uint8)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no coding plan at {path} ({error}): leave plan=auto to make one") from None
+    wanted = asdict(key)
+    different = [f"{name} {_short(made_for.get(name))}, not {_short(wanted[name])}" for name in wanted
+                 if made_for.get(name) != wanted[name]]  # fmt: skip
+    if different:
+        raise UserError(f"coding plan {path} was made for {'; '.join(different)}: use plan=auto, or the plan that fits")
+    damaged = len(choice) != count or bool(((choice > 100) & (choice != ORIGINAL)).any())
+    if damaged or hashlib.sha256(choice.tobytes()).hexdigest() != made_for.get("sha256"):
+        raise UserError(f"coding plan {path} is damaged: delete it, and plan=auto makes it again")
+    return torch.from_numpy(choice)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def make_plan(
+    dataset: ShardSet,
+    key: PlanKey,
+    choose: Callable[[Sequence[int]], Iterator[Batch]],
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """The plan for a data set: read where it was made before, else made by all processes together.
+
+    A chunk that is done is on disk: a process that is killed and started again goes on after its last chunk.
+
+    Args:
+        dataset: the split.
+        key: of the plan.
+        choose: chunk numbers -> a batch with ``quality`` for each, in the data set's order.
+        rank, world: of this process among those that call this function together.
+        wait: a barrier of these processes.
+
+    Returns:
+        uint8 [len(dataset)].
+
+    Raises:
+        UserError: the chain drops samples; a damaged plan; a folder that cannot be written.
+    """
+    path = plan_folder(dataset) / key.file_name(dataset.split)
+    if not (path.exists() and path.with_suffix(".json").exists()):
+        chunks = -(-len(dataset) // CHUNK)
+        parts = path.with_suffix(".parts")
+        try:
+            parts.mkdir(parents=True, exist_ok=True)
+            _choose_chunks(dataset, parts, range(rank, chunks, world), choose, rank == 0)
+            wait()
+            if rank == 0:
+                data = b"".join((parts / f"{chunk:06d}").read_bytes() for chunk in range(chunks))
+                write_atomic(path, data)
+                about = {**asdict(key), "count": len(dataset), "sha256": hashlib.sha256(data).hexdigest()}
+                write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
+                shutil.rmtree(parts, ignore_errors=True)
+        except OSError as error:
+            raise UserError(f"cannot write the coding plan {path} ({error.strerror}): use plan=off") from error
+    wait()
+    return load_plan(path, key, len(dataset))
+
+
+def _choose_chunks(
+    dataset: ShardSet, parts: Path, chunks: range, choose: Callable[[Sequence[int]], Iterator[Batch]], show: bool
+) -> None:
+    """Make those of a process's chunks that are not on disk yet."""
+    lengths = {chunk: min(CHUNK, len(dataset) - chunk * CHUNK) for chunk in chunks}
+    missing = [
+        chunk
+        for chunk, length in lengths.items()
+        if not ((parts / f"{chunk:06d}").exists() and (parts / f"{chunk:06d}").stat().st_size == length)
+    ]
+    present = sum(lengths.values()) - sum(lengths[chunk] for chunk in missing)
+    console = Console(stderr=True, quiet=not show)
+    bars = conversion_progress(console, {"coding plan": sum(lengths.values())}, [present])
+    with bars as (start, update):
+        start()
+        done = 0
+        for chunk, batch in zip(missing, choose(missing), strict=True):
+            if batch.quality is None or batch.index.tolist() != list(
+                range(chunk * CHUNK, chunk * CHUNK + lengths[chunk])
+            ):
+                raise UserError("a coding plan needs every sample, but a stage drops or adds some: use plan=off")
+            quality = batch.quality.cpu()
+            data = torch.where(quality < 0, ORIGINAL, quality).to(torch.uint8).numpy().tobytes()
+            write_atomic(parts / f"{chunk:06d}", data)
+            done += len(batch)
+            update([done])
+
+
+def plan_folder(dataset: ShardSet) -> Path:
+    """Where plans of a data set are kept: beside its shards, or in the user's cache where that cannot be written."""
+    if os.access(dataset.path, os.W_OK):
+        return dataset.path
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "kdstream" / "plans" / dataset.fingerprint[:16]
