@@ -133,6 +133,8 @@ class Recipe(Part):
         epochs, batch_size, seed: batch_size counts all processes together.
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16".
+        channels_last: keep images and weights in that memory format, which suits GPUs; None = on GPUs.
+        compile: torch.compile for the teacher's forward pass.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
             validation accuracy (which then is no longer an unbiased estimate).
         runs: several students from one teacher: name -> settings that replace the recipe's.
@@ -157,6 +159,8 @@ class Recipe(Part):
     precision: Annotated[
         Literal["no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)  # YAML reads `no` as False
     ] = "no"
+    channels_last: bool | None = None
+    compile: bool = False
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"

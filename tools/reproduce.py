@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # works from a clone, without installation
-sys.path.insert(1, os.getcwd())  # for selectors and networks by dotted path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -67,7 +65,8 @@ def run_peakiness(options: argparse.Namespace, console: Console) -> None:
         raise UserError(f"the images of {options.shards} differ in size: give --size N, as in --size 224")
     teacher = _teacher(options.teacher, options.model, data)
     name = _name(options.teacher)
-    out = _folder(Path(options.out or f"runs/peakiness-{name}"))
+    out = Path(options.out or f"runs/peakiness-{name}")
+    _check_place(out)
     total = min(options.limit or len(data), len(data))
     with _progress(console) as progress:
         bar = progress.add_task("peakiness", total=total)
@@ -105,8 +104,10 @@ def run_peakiness(options: argparse.Namespace, console: Console) -> None:
     title = f"{name} on {result.samples:,} images of {data.name}/{data.split}"
     _write(out / "peakiness.json", (json.dumps(about, indent=1) + "\n").encode())
     _write(out / "peakiness.png", peaky.figure(result, f"{title} ({coding})"))
-    console.print(answers_table(result, title))
-    console.print(qualities_table(result, f"versions chosen by {coding}"))
+    for heading, table in ((title, answers_table(result)), (f"chosen by {coding}", qualities_table(result))):
+        # Not the tables' own titles, which are broken at the width of the table.
+        console.print(heading, style="bold", highlight=False, markup=False)
+        console.print(table)
     for line in (
         f"covariance: {peaky.COVARIANCE}. The paper gives no formula for its Table A.8: compare the two columns "
         "here, not with that table",
@@ -118,9 +119,9 @@ def run_peakiness(options: argparse.Namespace, console: Console) -> None:
     console.print(f"written: {out}/peakiness.json, peakiness.png", highlight=False, markup=False, soft_wrap=True)
 
 
-def answers_table(result: peaky.Peakiness, title: str) -> Table:
+def answers_table(result: peaky.Peakiness) -> Table:
     """Original against coded, one row a measure."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE)
+    table = Table(box=SIMPLE)
     table.add_column("temperature 1", no_wrap=True)
     for column in ("original", "coded"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -135,9 +136,9 @@ def answers_table(result: peaky.Peakiness, title: str) -> Table:
     return table
 
 
-def qualities_table(result: peaky.Peakiness, title: str) -> Table:
+def qualities_table(result: peaky.Peakiness) -> Table:
     """The histogram of the chosen qualities; by tens where there are many."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE)
+    table = Table(box=SIMPLE)
     for column in ("JPEG quality", "images", "%"):
         table.add_column(column, justify="right", no_wrap=True)
     by_tens = len(result.qualities) > 24
@@ -207,18 +208,20 @@ def _name(place: str) -> str:
     return path.name if path.is_dir() else path.parent.name if path.stem == "student" else path.stem
 
 
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot make this folder: {error.strerror}; name another with --out") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{path}: no permission to write there; name another folder with --out")
-    return path
+def _check_place(folder: Path) -> None:
+    """That results can be written to a folder, known before the work and without making it."""
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{place} is a file, so {folder} can be no folder: name another with --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place}: no permission to write there; name another folder with --out")
 
 
 def _write(path: Path, data: bytes) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; name another folder with --out") from None
@@ -248,4 +251,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(1, os.getcwd())  # selectors and networks by dotted path may be the user's own
     sys.exit(main())

@@ -43,8 +43,8 @@ _ORIGINAL, _CODED = "#0072B2", "#D55E00"  # Okabe & Ito's blue and vermilion: di
 class Moments:
     """Mean and covariance of vectors that come in batches, in float64 and in memory D x D.
 
-    Batches are merged by the update of Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance",
-    equation (2.1) of its pairwise form, which, unlike sums of squares, loses no digits where the spread is small.
+    Batches are merged by the pairwise update of Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
+    variance: analysis and recommendations", which, unlike sums of squares, loses no digits where the spread is small.
 
     Args:
         size: D.
@@ -299,6 +299,7 @@ def figure(result: Peakiness, title: str) -> bytes:
     # Imported here: whoever only measures should not wait for matplotlib.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter
 
     canvas = Figure(figsize=(12.5, 3.9), layout="constrained")
     FigureCanvasAgg(canvas)
@@ -311,6 +312,9 @@ def figure(result: Peakiness, title: str) -> bytes:
     entropy.set_xlabel(f"entropy in nats (uniform over {result.classes} classes: right edge)")
     probability.set_title(_means("Ground truth", before.probability_mean, after.probability_mean), fontsize=10)
     probability.set_xlabel("probability of the ground-truth class")
+    for axes, corner in ((entropy, "upper right"), (probability, "upper left")):
+        axes.legend(frameon=False, fontsize=9, loc=corner)
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     _bars(quality, result.qualities)
     quality.set_title("Chosen versions", fontsize=10)
     for axes in (entropy, probability, quality):
@@ -342,7 +346,6 @@ def _compare(axes: Any, before: Sequence[int], after: Sequence[int], end: float)
     axes.set_yscale("log")
     axes.set_ylim(100 / total / 2, 160)
     axes.set_xlim(0, end)
-    axes.legend(frameon=False, fontsize=9)
 
 
 def _bars(axes: Any, qualities: dict[int, int]) -> None:
@@ -351,9 +354,9 @@ def _bars(axes: Any, qualities: dict[int, int]) -> None:
     coded = {quality: count for quality, count in qualities.items() if quality >= 0}
     steps = [b - a for a, b in zip(sorted(coded), sorted(coded)[1:], strict=False)]
     width = 0.8 * min(min(steps, default=10), 10)
-    apart = -12
+    apart = -18
     axes.bar(list(coded), [100 * count / total for count in coded.values()], width, color=_CODED)
     axes.bar([apart], [100 * qualities.get(-1, 0) / total], 8, color=_ORIGINAL, hatch="//", edgecolor="white")
     axes.set_xticks([apart, *range(0, 101, 20)], ["original", *map(str, range(0, 101, 20))])
-    axes.set_xlim(apart - 8, 108)
+    axes.set_xlim(apart - 10, 108)
     axes.set_xlabel("JPEG quality")

@@ -171,28 +171,34 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the device. To a GPU the next one is already on its way while the current one is used."""
+def on_device(batches: Iterator[Batch], chain: Chain, device: torch.device) -> Iterator[Batch]:
+    """Batches on the device, after the chain's stages.
+
+    On a GPU copies and stages (the teacher, above all) work one batch ahead, on a stream of their own, while the user
+    works on the batch in hand.
+    """
+    made = chain(batch.to(device, non_blocking=True) for batch in batches)
     if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device)
+        yield from made
         return
-    copying = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)
 
-    def send(batch: Batch | None) -> tuple[Batch, Batch] | None:
-        if batch is None:
-            return None
-        with torch.cuda.stream(copying):
-            return batch.to(device, non_blocking=True), batch  # the source must outlive the copy
+    def make() -> tuple[Batch | None, torch.cuda.Event]:
+        with torch.cuda.stream(side):
+            return next(made, None), side.record_event()
 
-    coming = send(next(batches, None))
-    while coming is not None:
-        torch.cuda.current_stream(device).wait_stream(copying)
-        batch = coming[0].map_tensors(_used_here)
-        coming = send(next(batches, None))
+    batch, ready = make()
+    while batch is not None:
+        coming = make()
+        here = torch.cuda.current_stream(device)
+        here.wait_event(ready)
+        for tensor in _tensors(batch):
+            tensor.record_stream(here)  # its memory belongs to the side stream, which must not reuse it too soon
         yield batch
+        batch, ready = coming
 
 
-def _used_here(tensor: torch.Tensor) -> torch.Tensor:
-    tensor.record_stream(torch.cuda.current_stream(tensor.device))
-    return tensor
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    batch.map_tensors(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found

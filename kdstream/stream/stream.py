@@ -16,7 +16,7 @@ from kdstream.hashing import weights_hash
 from kdstream.stream.coded import selector_name, unaugmented
 from kdstream.stream.coding_plan import CHUNK, PlanKey, load_plan, make_plan
 from kdstream.stream.language import parse_chain
-from kdstream.stream.loader import Loader, Reader, to_device
+from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.stream.stage import Chain
@@ -148,7 +148,7 @@ class Stream:
     def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
         """These batches of an epoch, in order; where the stream stands does not change."""
         loader = self._open()
-        return self._device_chain(to_device(self._timed(loader.batches(epoch, steps)), self.device))
+        return on_device(self._timed(loader.batches(epoch, steps)), self._device_chain, self.device)
 
     def _open(self) -> Loader:
         if self._loader is None:

@@ -36,10 +36,14 @@ class Distiller(nn.Module):
     Args:
         student: images [N,3,H,W] -> Outputs, with the taps that the terms read.
         terms: of the loss, set up.
+        layout: memory format of the images.
     """
 
-    def __init__(self, student: nn.Module, terms: Sequence[WeightedTerm]):
+    def __init__(
+        self, student: nn.Module, terms: Sequence[WeightedTerm], layout: torch.memory_format = torch.contiguous_format
+    ):
         super().__init__()
+        self.layout = layout
         self.student = student
         self.terms = nn.ModuleList(term for _, _, term in terms)
         self._names = [(name, weight) for name, weight, _ in terms]
@@ -70,7 +74,7 @@ class Distiller(nn.Module):
             (detached, [N,C]).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.trains == "student"):
-            student: Outputs = self.student(batch.image)
+            student: Outputs = self.student(batch.image.contiguous(memory_format=self.layout))
         values = [loss(student, batch.teacher, batch) for _, _, loss in self.stage.losses]
         total = sum(
             (weight * value for (_, weight, _), value in zip(self.stage.losses, values, strict=True)),

@@ -147,7 +147,7 @@ class Trainer:
             plain_teacher = self.teacher.network.cpu()
             taps = [t for _, _, term in terms for t in term.teacher_taps]
             tapped_teacher = tapped(plain_teacher, taps, self.teacher.settings).eval()
-            tapped_teacher.requires_grad_(False)
+            tapped_teacher.requires_grad_(False).to(memory_format=self._layout())
             mean, std = self.teacher.mean or self.train.mean, self.teacher.std or self.train.std
             given = {"teacher": self._answering(tapped_teacher), "teacher_mean": mean, "teacher_std": std}
             given |= {"teacher_hash": self.teacher.hash, "precision": recipe.precision}
@@ -196,7 +196,7 @@ class Trainer:
         self.probe = self.probe.to(device)
         if tapped_teacher is not None:
             tapped_teacher.to(device)
-        self.distiller = Distiller(student, terms).to(device)
+        self.distiller = Distiller(student, terms, self._layout()).to(device, memory_format=self._layout())
         for _, _, term in terms:
             network = term.deploy(network)
         self.networks: dict[str, nn.Module] = {"student": network}
@@ -204,15 +204,23 @@ class Trainer:
             self.networks |= term.peers()
 
     def _answering(self, teacher: nn.Module) -> Callable[[Tensor], Outputs]:
-        """The teacher under the recipe's precision, its answers in float32."""
-        if self.recipe.precision == "no":
-            return teacher
+        """The teacher under the recipe's precision, memory format and compilation; its answers in float32."""
+        forward = torch.compile(teacher) if self.recipe.compile else teacher
+        layout = self._layout()
+        if self.recipe.precision == "no" and layout == torch.contiguous_format:
+            return forward
 
         def answer(images: Tensor) -> Outputs:
             with self.accelerator.autocast():
-                return teacher(images).map(Tensor.float)
+                return forward(images.contiguous(memory_format=layout)).map(Tensor.float)
 
         return answer
+
+    def _layout(self) -> torch.memory_format:
+        wanted = self.recipe.channels_last
+        if wanted is None:
+            wanted = self.accelerator.device.type == "cuda"
+        return torch.channels_last if wanted else torch.contiguous_format
 
     # --- the loop
 

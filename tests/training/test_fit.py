@@ -503,3 +503,22 @@ def test_mean_and_std_of_the_recipe_serve_training_evaluation_and_export(digits,
     assert load_student(tmp_path).about["mean"] == [0.5, 0.5, 0.5]
     with pytest.raises(UserError, match=r"normalize has no settings: set data.mean"):
         job(recipe_of(digits, stream="decode | normalize(mean=[0, 0, 0], std=[1, 1, 1])"))
+
+
+def test_memory_format_does_not_change_what_is_learnt(digits, teacher, tmp_path):
+    settings = {"teacher": str(teacher), "loss": {"kd": 1.0, "at": 100}, "epochs": 1}
+    (plain,) = job(recipe_of(digits, **settings, out=str(tmp_path / "a")))
+    (last,) = job(recipe_of(digits, **settings, channels_last=True, out=str(tmp_path / "b")))
+    a, b = read_metrics(tmp_path / "a"), read_metrics(tmp_path / "b")
+    assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-3)
+    assert plain["teacher"]["entropy"] == pytest.approx(last["teacher"]["entropy"], rel=1e-4)
+
+
+def test_a_recipe_with_a_coding_plan(digits, teacher, tmp_path):
+    stream = "decode | augment(cifar, pad=1) | coded(hkl, delta=50, plan=auto)"
+    recipe = recipe_of(digits, teacher=str(teacher), loss="kd", epochs=1, stream=stream, out=str(tmp_path / "out"))
+    (result,) = job(recipe)
+    assert sum(result["qualities"].values()) == 240
+    (plan,) = digits.glob("train.coding-*.bin")
+    chosen = torch.frombuffer(bytearray(plan.read_bytes()), dtype=torch.uint8)
+    assert result["qualities"].get("0", 0) == int((chosen == 0).sum())
