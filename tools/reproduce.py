@@ -109,8 +109,8 @@ def run_peakiness(options: argparse.Namespace, console: Console) -> None:
         console.print(heading, style="bold", highlight=False, markup=False)
         console.print(table)
     for line in (
-        f"covariance: {peaky.COVARIANCE}. The paper gives no formula for its Table A.8: compare the two columns "
-        "here, not with that table",
+        f"covariance: {peaky.COVARIANCE}. The paper gives no formula for its Table A.8, which may be another "
+        "number: compare the two columns here, not with that table",
         f"T. stddev: mean over the classes of sqrt(S_cc / {peaky.SUBSET}), the spread of the mean probability of "
         f"{peaky.SUBSET} images (Wang et al. 2022)",
         f"{result.samples:,} images in {seconds:.1f} s: {result.samples / max(seconds, 1e-9):,.0f} images/s",
