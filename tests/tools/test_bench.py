@@ -1,0 +1,267 @@
+"""bench, the command: that what it says about a run is right and complete. How fast anything is, no test knows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdstream import jpeg
+from kdstream.stream.coding_plan import ORIGINAL
+from kdstream.stream.normalize import standardise
+from kdstream.types import Batch
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("bench_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def run(script, capsys):
+    """Run the command here; gives (exit code, what it printed, its error line)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        code = script.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def clock(script, monkeypatch):
+    """A clock that only moves when told to: clock(seconds)."""
+    now = [0.0]
+    monkeypatch.setattr(script.time, "perf_counter", lambda: now[0])
+
+    def advance(seconds):
+        now[0] += seconds
+
+    return advance
+
+
+def test_rounds_alternate_and_keep_their_own_times(script, clock):
+    calls = []
+
+    def work(name, seconds):
+        calls.append(name)
+        clock(seconds)
+
+    rounds = script.alternate({"a": lambda: work("a", 1), "b": lambda: work("b", 3)}, seconds=0)
+    assert "".join(calls) == "abbaab"
+    assert rounds == [{"a": 1, "b": 3}] * 3
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0, 3), (10, 5), (1e9, 50)])
+def test_the_budget_ends_the_rounds(script, clock, seconds, rounds):
+    assert len(script.alternate({"a": lambda: clock(2)}, seconds)) == rounds
+
+
+def test_ratios_are_of_a_round_and_their_median_counts(script):
+    rounds = [
+        {"a": 1, "b": 1, "c": 4},
+        {"a": 10, "b": 30, "c": 40},
+        {"a": 1, "b": 3, "c": 12},
+        {"a": 2, "b": 2, "c": 20},
+    ]
+    found = script.ratio(rounds, ["c"], ["a", "b"])
+    assert found == (2.5, 1, 5, 4)
+    assert str(found) == "2.50 (1.00-5.00)"
+    assert script.milliseconds(rounds, "a", "b") == 4000
+
+
+def test_differing_counts_pixels_not_channels(script):
+    expected = torch.zeros(2, 2, 3, 4, 4, dtype=torch.uint8)
+    found = expected.clone()
+    found[0, 1, :, 2, 3] = 255
+    found[1, 0, 1, 0, 0] = 7
+    assert script.differing(found, expected) == {"pixels": 64, "differing_pixels": 2, "largest_difference": 255}
+    assert script.differing(expected, expected)["differing_pixels"] == 0
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+def test_jpeg_table_and_json(run, script, tmp_path, subsampling):
+    file = tmp_path / "jpeg.json"
+    threads = torch.get_num_threads()
+    tiny = ["--size", 16, "--batch", 2, "--delta", 50, "--seconds", 0, "--subsampling", subsampling]
+    code, out, error = run("jpeg", *tiny, "--threads", 2, "--json", file)
+    assert (code, error) == (0, "")
+    assert torch.get_num_threads() == threads
+    data = json.loads(file.read_text())
+    assert (data["bench"], data["machine"]["cpu"], data["machine"]["threads"]) == ("jpeg", script.cpu_name(), 2)
+    (case,) = data["cases"]
+    assert (case["batch"], case["size"], case["qualities"]) == (2, 16, [0, 50, 100])
+    assert case["kdstream"] == {"pixels": 2 * 3 * 16 * 16, "differing_pixels": 0, "largest_difference": 0}
+    # simplejpeg is an extra; the other peers are what kdstream itself needs.
+    able = {"4:4:4": {"Pillow"}, "4:2:0": {"Pillow", "torchvision.io", "kornia"}}[subsampling]
+    rows = {row["peer"]: row for row in case["peers"]}
+    assert set(rows) - {"simplejpeg"} == able
+    assert set(rows) | set(data["not_installed"]) | set(case["unable"]) == set(script.PEERS)
+    assert rows["Pillow"]["differing_pixels"] == 0
+    if subsampling == "4:2:0":
+        assert rows["torchvision.io"]["differing_pixels"] == 0
+        assert rows["kornia"]["differing_pixels"] > 0
+    for row in rows.values():
+        assert row["low"] <= row["ratio"] <= row["high"]
+        assert row["rounds"] == 3
+        assert row["low"] > 0
+        line = next(line for line in out.splitlines() if line.split()[:1] == [row["peer"]])
+        ratio = script.Ratio(row["ratio"], row["low"], row["high"], row["rounds"])
+        assert f"{row['peer_ms']:.2f}" in line
+        assert f"{row['kdstream_ms']:.2f}" in line
+        assert str(ratio) in line
+    assert script.cpu_name() in out
+    assert "2 images 16x16, 3 qualities, " + subsampling in out
+
+
+def test_jpeg_targets_are_shown_beside_the_ratios(script, run, monkeypatch, tmp_path):
+    case = script.Case(1, 8, (50,), "4:4:4", {"Pillow": 40})
+    monkeypatch.setattr(script, "CASES", (case,))
+    arguments = ("jpeg", "--seconds", 0, "--peers", "Pillow", "--json", tmp_path / "a.json")
+    _, out, _ = run(*arguments)
+    assert ">= 40" in out
+    assert json.loads((tmp_path / "a.json").read_text())["cases"][0]["peers"][0]["target"] == 40
+    _, out, _ = run(*arguments, "--threads", 2)  # the targets are for one thread
+    assert ">= 40" not in out
+
+
+def test_jpeg_names_the_peers_that_are_missing(script, run, monkeypatch):
+    monkeypatch.setitem(
+        script.PEERS, "simplejpeg", script.replace(script.PEERS["simplejpeg"], package="no_such_package")
+    )
+    code, out, _ = run("jpeg", "--size", 8, "--batch", 1, "--delta", 100, "--seconds", 0)
+    assert code == 0
+    assert "not installed, hence not measured: simplejpeg" in out
+    assert not re.search(r"^ *simplejpeg ", out, re.MULTILINE)
+
+
+def test_jpeg_without_any_peer_that_can(run):
+    code, out, _ = run("jpeg", "--size", 8, "--delta", 100, "--seconds", 0, "--peers", "kornia")
+    assert code == 0
+    assert "kornia make 4:2:0 only" in out
+
+
+TINY = ("--teacher", "resnet8", "--student", "resnet8", "--batch", 2, "--size", 8, "--classes", 3, "--delta", 50)
+
+
+def test_coded_table_and_json(run, tmp_path):
+    file = tmp_path / "coded.json"
+    code, out, error = run("coded", *TINY, "--seconds", 0, "--json", file)
+    assert (code, error) == (0, "")
+    data = json.loads(file.read_text())
+    assert data["settings"]["versions"] == 3
+    assert data["settings"]["teacher"] == "resnet8"
+    assert [row["target"] for row in data["comparisons"]] == [1.10, 1.05, None, None]
+    assert "<= 1.10" in out
+    assert "<= 1.05" in out
+    for row in data["comparisons"]:
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert row["compared"] in out
+        line = next(line for line in out.splitlines() if row["compared"] in line)
+        shown = re.search(r"([\d.e-]+) \(([\d.e-]+?)-([\d.][\d.e-]*)\)", line).groups()
+        assert [float(text) for text in shown] == pytest.approx([row["ratio"], row["low"], row["high"]], rel=0.06)
+    for name, value in data["milliseconds"].items():
+        assert value > 0
+        assert name in out
+        assert f"{value:.1f}" in out
+
+
+def test_coded_compares_the_times_that_it_names(script, run, clock, monkeypatch, tmp_path):
+    for name, seconds in {"teacher_passes": 6, "kd": 2, "compress": 1, "online": 12, "planned": 3}.items():
+        monkeypatch.setattr(script.Steps, name, lambda self, seconds=seconds: clock(seconds))
+    code, _, error = run("coded", *TINY, "--seconds", 0, "--json", tmp_path / "a.json")
+    assert (code, error) == (0, "")
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert [row["ratio"] for row in data["comparisons"]] == [12 / 8, 3 / 2, 12 / 2, 1 / 12]
+
+
+def test_the_steps_do_what_they_are_called(script, monkeypatch):
+    """How many images the teacher sees, and that every step trains the student."""
+    steps = script.Steps("resnet8", "resnet8", 2, 8, 3, 50, "4:4:4")
+    seen = []
+    steps.teacher.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0]))
+    weight = steps.distiller.student.classifier.weight
+
+    def teacher_images(work) -> tuple[torch.Tensor, bool]:
+        seen.clear()
+        before = weight.clone()
+        work()
+        return torch.cat(seen), not torch.equal(weight, before)
+
+    images, trained = teacher_images(steps.teacher_passes)
+    assert (len(images), trained) == (3 * 2, False)
+    images, trained = teacher_images(steps.kd)
+    assert (len(images), trained) == (2, True)
+    images, trained = teacher_images(steps.online)
+    assert (len(images), trained) == ((1 + 3) * 2, True)
+    images, trained = teacher_images(steps.planned)
+    assert trained
+    pairs = zip(steps.batch.image[:, None], steps.plan.tolist(), strict=True)
+    one = [image if quality == ORIGINAL else jpeg.roundtrip(image, [quality])[0] for image, quality in pairs]
+    assert torch.equal(images, standardise(torch.cat(one), script.MEAN, script.STD))
+    assert isinstance(steps.batch, Batch)
+    assert steps.batch.variants is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["jpg"], "jpg"),
+        ([], "BENCH"),
+        (["jpeg", "--peers", "pilow"], "did you mean 'Pillow'?"),
+        (["jpeg", "--batch", "3"], "--size"),
+        (["jpeg", "--size", "0"], "'0' is not a whole number"),
+        (["jpeg", "--seconds", "-1"], "'-1' is not a number of seconds"),
+        (["coded", "--teacher", "resnet57"], "did you mean"),
+        (["coded", "--delta", "101"], "1 to 100"),
+        (["coded", "--json", "no/such/folder/a.json"], "no/such/folder/a.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
+    code, out, error = run(*arguments)
+    assert code == 2
+    assert error.startswith("bench: ")
+    assert error.count("\n") == 1
+    assert part in error
+    assert "ms" not in out.split()
+
+
+def test_a_bench_is_one_function(script, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "BENCHES", dict(script.BENCHES))
+
+    @script.bench({"--count": {"type": script.whole, "default": 1}})
+    def mine(options, console):
+        """Measures something of my own."""
+        console.print("mine:", options.count)
+        return {"count": options.count}
+
+    code, out, _ = run("mine", "--count", 5, "--json", tmp_path / "a.json")
+    assert (code, out.splitlines()[-1]) == (0, "mine: 5")
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert (data["bench"], data["count"]) == ("mine", 5)
+
+
+def test_from_a_clone_without_installation(tmp_path):
+    """-S with the packages' folder on the path: kdstream's own (editable) installation is not seen."""
+    packages = site.getsitepackages()[0]
+    code = f"import sys, runpy; sys.path.append({packages!r}); sys.argv[0] = {str(SCRIPT)!r}; "
+    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    command = [sys.executable, "-S", "-c", code, "nothing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("bench: ")
