@@ -271,6 +271,8 @@ DECIDING = {
     "seed": 9,
     "accumulate": 2,
     "precision": "bf16",
+    "channels_last": True,
+    "compile": True,
     "optimizer": {"lr": 9},
     "schedule": {"warmup": 9},
     "export": "best",
@@ -281,7 +283,7 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_result():
     assert {*FREE, *DECIDING, "runs"} == set(Recipe.model_fields), "a new setting: does it decide the result?"
     plain = recipe().fingerprint()
     assert all(recipe(**{key: value}).fingerprint() == plain for key, value in FREE.items())
-    assert len({plain, *(recipe(**{key: value}).fingerprint() for key, value in DECIDING.items())}) == 15
+    assert len({plain, *(recipe(**{key: value}).fingerprint() for key, value in DECIDING.items())}) == 17
     assert len(plain) == 16
 
 

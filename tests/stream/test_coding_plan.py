@@ -112,6 +112,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
+from kdstream.stream import coding_plan
 from test_coding_plan import stream_of
 coding_plan.CHUNK = 16
 import kdstream.stream.stream as module
