@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
 import site
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,10 +28,20 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
 def script():
     spec = importlib.util.spec_from_file_location("bench_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    path = list(sys.path)
     spec.loader.exec_module(module)
     yield module
-    del sys.modules[spec.name]
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.split(".")[0] == "benches"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def benches(script):
+    """The files of the benches by name."""
+    return SimpleNamespace(
+        **{name: importlib.import_module(f"benches.{name}") for name in ("measure", "jpeg", "coded")}
+    )
 
 
 @pytest.fixture
@@ -44,10 +57,10 @@ def run(script, capsys):
 
 
 @pytest.fixture
-def clock(script, monkeypatch):
+def clock(benches, monkeypatch):
     """A clock that only moves when told to: clock(seconds)."""
     now = [0.0]
-    monkeypatch.setattr(script.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(benches.measure.time, "perf_counter", lambda: now[0])
 
     def advance(seconds):
         now[0] += seconds
@@ -55,47 +68,47 @@ def clock(script, monkeypatch):
     return advance
 
 
-def test_rounds_alternate_and_keep_their_own_times(script, clock):
+def test_rounds_alternate_and_keep_their_own_times(benches, clock):
     calls = []
 
     def work(name, seconds):
         calls.append(name)
         clock(seconds)
 
-    rounds = script.alternate({"a": lambda: work("a", 1), "b": lambda: work("b", 3)}, seconds=0)
+    rounds = benches.measure.alternate({"a": lambda: work("a", 1), "b": lambda: work("b", 3)}, seconds=0)
     assert "".join(calls) == "abbaab"
     assert rounds == [{"a": 1, "b": 3}] * 3
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0, 3), (10, 5), (1e9, 50)])
-def test_the_budget_ends_the_rounds(script, clock, seconds, rounds):
-    assert len(script.alternate({"a": lambda: clock(2)}, seconds)) == rounds
+def test_the_budget_ends_the_rounds(benches, clock, seconds, rounds):
+    assert len(benches.measure.alternate({"a": lambda: clock(2)}, seconds)) == rounds
 
 
-def test_ratios_are_of_a_round_and_their_median_counts(script):
+def test_ratios_are_of_a_round_and_their_median_counts(benches):
     rounds = [
         {"a": 1, "b": 1, "c": 4},
         {"a": 10, "b": 30, "c": 40},
         {"a": 1, "b": 3, "c": 12},
         {"a": 2, "b": 2, "c": 20},
     ]
-    found = script.ratio(rounds, ["c"], ["a", "b"])
+    found = benches.measure.ratio(rounds, ["c"], ["a", "b"])
     assert found == (2.5, 1, 5, 4)
     assert str(found) == "2.50 (1.00-5.00)"
-    assert script.milliseconds(rounds, "a", "b") == 4000
+    assert benches.measure.milliseconds(rounds, "a", "b") == 4000
 
 
-def test_differing_counts_pixels_not_channels(script):
+def test_differing_counts_pixels_not_channels(benches):
     expected = torch.zeros(2, 2, 3, 4, 4, dtype=torch.uint8)
     found = expected.clone()
     found[0, 1, :, 2, 3] = 255
     found[1, 0, 1, 0, 0] = 7
-    assert script.differing(found, expected) == {"pixels": 64, "differing_pixels": 2, "largest_difference": 255}
-    assert script.differing(expected, expected)["differing_pixels"] == 0
+    assert benches.jpeg.differing(found, expected) == {"pixels": 64, "differing_pixels": 2, "largest_difference": 255}
+    assert benches.jpeg.differing(expected, expected)["differing_pixels"] == 0
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
-def test_jpeg_table_and_json(run, script, tmp_path, subsampling):
+def test_jpeg_table_and_json(run, benches, tmp_path, subsampling):
     file = tmp_path / "jpeg.json"
     threads = torch.get_num_threads()
     tiny = ["--size", 16, "--batch", 2, "--delta", 50, "--seconds", 0, "--subsampling", subsampling]
@@ -103,7 +116,11 @@ def test_jpeg_table_and_json(run, script, tmp_path, subsampling):
     assert (code, error) == (0, "")
     assert torch.get_num_threads() == threads
     data = json.loads(file.read_text())
-    assert (data["bench"], data["machine"]["cpu"], data["machine"]["threads"]) == ("jpeg", script.cpu_name(), 2)
+    assert (data["bench"], data["machine"]["cpu"], data["machine"]["threads"]) == (
+        "jpeg",
+        benches.measure.cpu_name(),
+        2,
+    )
     (case,) = data["cases"]
     assert (case["batch"], case["size"], case["qualities"]) == (2, 16, [0, 50, 100])
     assert case["kdstream"] == {"pixels": 2 * 3 * 16 * 16, "differing_pixels": 0, "largest_difference": 0}
@@ -111,7 +128,7 @@ def test_jpeg_table_and_json(run, script, tmp_path, subsampling):
     able = {"4:4:4": {"Pillow"}, "4:2:0": {"Pillow", "torchvision.io", "kornia"}}[subsampling]
     rows = {row["peer"]: row for row in case["peers"]}
     assert set(rows) - {"simplejpeg"} == able
-    assert set(rows) | set(data["not_installed"]) | set(case["unable"]) == set(script.PEERS)
+    assert set(rows) | set(data["not_installed"]) | set(case["unable"]) == set(benches.jpeg.PEERS)
     assert rows["Pillow"]["differing_pixels"] == 0
     if subsampling == "4:2:0":
         assert rows["torchvision.io"]["differing_pixels"] == 0
@@ -121,17 +138,17 @@ def test_jpeg_table_and_json(run, script, tmp_path, subsampling):
         assert row["rounds"] == 3
         assert row["low"] > 0
         line = next(line for line in out.splitlines() if line.split()[:1] == [row["peer"]])
-        ratio = script.Ratio(row["ratio"], row["low"], row["high"], row["rounds"])
+        ratio = benches.measure.Ratio(row["ratio"], row["low"], row["high"], row["rounds"])
         assert f"{row['peer_ms']:.2f}" in line
         assert f"{row['kdstream_ms']:.2f}" in line
         assert str(ratio) in line
-    assert script.cpu_name() in out
+    assert benches.measure.cpu_name() in out
     assert "2 images 16x16, 3 qualities, " + subsampling in out
 
 
-def test_jpeg_targets_are_shown_beside_the_ratios(script, run, monkeypatch, tmp_path):
-    case = script.Case(1, 8, (50,), "4:4:4", {"Pillow": 40})
-    monkeypatch.setattr(script, "CASES", (case,))
+def test_jpeg_targets_are_shown_beside_the_ratios(benches, run, monkeypatch, tmp_path):
+    case = benches.jpeg.Case(1, 8, (50,), "4:4:4", {"Pillow": 40})
+    monkeypatch.setattr(benches.jpeg, "CASES", (case,))
     arguments = ("jpeg", "--seconds", 0, "--peers", "Pillow", "--json", tmp_path / "a.json")
     _, out, _ = run(*arguments)
     assert ">= 40" in out
@@ -140,9 +157,9 @@ def test_jpeg_targets_are_shown_beside_the_ratios(script, run, monkeypatch, tmp_
     assert ">= 40" not in out
 
 
-def test_jpeg_names_the_peers_that_are_missing(script, run, monkeypatch):
+def test_jpeg_names_the_peers_that_are_missing(benches, run, monkeypatch):
     monkeypatch.setitem(
-        script.PEERS, "simplejpeg", script.replace(script.PEERS["simplejpeg"], package="no_such_package")
+        benches.jpeg.PEERS, "simplejpeg", replace(benches.jpeg.PEERS["simplejpeg"], package="no_such_package")
     )
     code, out, _ = run("jpeg", "--size", 8, "--batch", 1, "--delta", 100, "--seconds", 0)
     assert code == 0
@@ -181,18 +198,18 @@ def test_coded_table_and_json(run, tmp_path):
         assert f"{value:.1f}" in out
 
 
-def test_coded_compares_the_times_that_it_names(script, run, clock, monkeypatch, tmp_path):
+def test_coded_compares_the_times_that_it_names(benches, run, clock, monkeypatch, tmp_path):
     for name, seconds in {"teacher_passes": 6, "kd": 2, "compress": 1, "online": 12, "planned": 3}.items():
-        monkeypatch.setattr(script.Steps, name, lambda self, seconds=seconds: clock(seconds))
+        monkeypatch.setattr(benches.coded.Steps, name, lambda self, seconds=seconds: clock(seconds))
     code, _, error = run("coded", *TINY, "--seconds", 0, "--json", tmp_path / "a.json")
     assert (code, error) == (0, "")
     data = json.loads((tmp_path / "a.json").read_text())
     assert [row["ratio"] for row in data["comparisons"]] == [12 / 8, 3 / 2, 12 / 2, 1 / 12]
 
 
-def test_the_steps_do_what_they_are_called(script, monkeypatch):
+def test_the_steps_do_what_they_are_called(benches, monkeypatch):
     """How many images the teacher sees, and that every step trains the student."""
-    steps = script.Steps("resnet8", "resnet8", 2, 8, 3, 50, "4:4:4")
+    steps = benches.coded.Steps("resnet8", "resnet8", 2, 8, 3, 50, "4:4:4")
     seen = []
     steps.teacher.register_forward_hook(lambda module, arguments, output: seen.append(arguments[0]))
     weight = steps.distiller.student.classifier.weight
@@ -213,7 +230,7 @@ def test_the_steps_do_what_they_are_called(script, monkeypatch):
     assert trained
     pairs = zip(steps.batch.image[:, None], steps.plan.tolist(), strict=True)
     one = [image if quality == ORIGINAL else jpeg.roundtrip(image, [quality])[0] for image, quality in pairs]
-    assert torch.equal(images, standardise(torch.cat(one), script.MEAN, script.STD))
+    assert torch.equal(images, standardise(torch.cat(one), benches.coded.MEAN, benches.coded.STD))
     assert isinstance(steps.batch, Batch)
     assert steps.batch.variants is None
 
@@ -241,10 +258,12 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
     assert "ms" not in out.split()
 
 
-def test_a_bench_is_one_function(script, run, monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "BENCHES", dict(script.BENCHES))
+def test_a_bench_is_one_function(script, benches, run, monkeypatch, tmp_path):
+    table = dict(script.BENCHES)
+    monkeypatch.setattr(benches.measure, "BENCHES", table)
+    monkeypatch.setattr(script, "BENCHES", table)
 
-    @script.bench({"--count": {"type": script.whole, "default": 1}})
+    @benches.measure.bench({"--count": {"type": benches.measure.whole, "default": 1}})
     def mine(options, console):
         """Measures something of my own."""
         console.print("mine:", options.count)

@@ -1,0 +1,1 @@
+"""The benches of tools/bench.py: what they measure, one file a bench."""
