@@ -130,7 +130,7 @@ def _from_pickle(path: Path, head: bytes) -> Any:
         text = _line(error)
         unsafe = re.search(r"GLOBAL (\S+)", text)
         # A name cut off in the middle is no object, but the end of the file.
-        if unsafe and not any(name.startswith(unsafe[1]) for name in _HARMLESS):
+        if unsafe and not any(name.startswith(unsafe[1].rstrip(".")) for name in _HARMLESS):
             raise UserError(
                 f"{path} carries a pickled object ({unsafe[1]}), which could run code: refused; save the weights "
                 "alone, torch.save(model.state_dict(), ...), or as safetensors"
