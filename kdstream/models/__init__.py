@@ -1,4 +1,4 @@
-"""Networks by name: the CIFAR zoo, torchvision's classifiers, or anybody's own factory by dotted path."""
+"""Networks by name: kdstream's zoo, torchvision's and timm's classifiers, or anybody's own factory by dotted path."""
 
 from __future__ import annotations
 
@@ -12,12 +12,27 @@ from kdstream.registry import Registry, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-_CIFAR_RESNETS = (
-    *("resnet8", "resnet14", "resnet20", "resnet26", "resnet32", "resnet44", "resnet56", "resnet110"),
-    *("resnet8x4", "resnet32x4"),
-)
+_ZOO = {
+    "cifar_resnet": (
+        *("resnet8", "resnet14", "resnet20", "resnet26", "resnet32", "resnet44", "resnet56", "resnet110"),
+        *("resnet8x4", "resnet32x4"),
+        *("akamaster_resnet20", "akamaster_resnet32", "akamaster_resnet44", "akamaster_resnet56"),
+        "akamaster_resnet110",
+    ),
+    "wrn": (
+        *("wrn_10_1", "wrn_16_1", "wrn_28_1", "wrn_40_1", "wrn_64_1"),
+        *("wrn_10_2", "wrn_16_2", "wrn_28_2", "wrn_40_2", "wrn_16_4", "wrn_40_4", "wrn_28_10"),
+    ),
+    "vgg": ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    "mobilenetv2": ("MobileNetV2",),
+    "shufflenetv1": ("ShuffleV1",),
+    "shufflenetv2": ("ShuffleV2",),
+    "cifar_resnet50": ("ResNet50",),
+    "mobilenetv1": ("MobileNetV1",),
+}
+"""File -> the names of its factories."""
 
-MODELS = Registry("model", {name: f"kdstream.models.cifar_resnet:{name}" for name in _CIFAR_RESNETS})
+MODELS = Registry("model", {name: f"kdstream.models.{file}:{name}" for file, names in _ZOO.items() for name in names})
 """kdstream's own networks: short name -> factory, called as ``factory(num_classes=..., **kw)``."""
 
 
@@ -32,17 +47,24 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
       networks have a submodule of that name.)
 
     Args:
-        name: a name of :data:`MODELS`, a torchvision classification model, or ``package.module:factory``.
+        name: a name of :data:`MODELS`, a torchvision classification model, ``timm:NAME`` for a model of timm's, or
+            ``package.module:factory``.
         num_classes: C, at least 1.
         kw: passed on to the factory; plain JSON values, nested specs included. torchvision models also take
-            ``weights`` ("DEFAULT", "IMAGENET1K_V1", ...), which torchvision downloads; it is not part of ``spec``.
+            ``weights`` ("DEFAULT", "IMAGENET1K_V1", ...), timm's ``pretrained`` (true), which the libraries download.
+            Those are not part of ``spec``; the network gets the weights' ``mean`` and ``std`` (by channel, for images
+            in [0,1]) as attributes.
 
     Raises:
         UserError: an unknown name or argument, an argument that is not plain JSON, a factory that gives no module.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"model {name!r}: num_classes must be a positive whole number, not {num_classes!r}")
-    if name in MODELS or ":" in name:
+    if name.startswith("timm:"):
+        from kdstream.models import from_timm
+
+        module, recorded = from_timm.build(name, num_classes, **kw)
+    elif name in MODELS or ":" in name:
         module = _from_factory(name, num_classes, kw)
         recorded = kw
     else:
@@ -94,4 +116,7 @@ def _proposal(name: str, torchvision_names: list[str]) -> str:
     proposal = nearest(name, [*MODELS, *torchvision_names])
     if proposal.startswith("did you mean"):
         return proposal
-    return f"known: {', '.join(MODELS)}, torchvision's classification models (resnet18, ...), package.module:factory"
+    return (
+        f"known: {', '.join(MODELS)}, torchvision's classification models (resnet18, ...), timm's (timm:NAME), "
+        "package.module:factory"
+    )

@@ -1,4 +1,4 @@
-"""torchvision's classification models by their own names, with taps for its ResNets."""
+"""torchvision's classification models by their own names, with taps for its ResNets, MobileNetV2 and transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(name: str, num_classes: int, weights: Any = None, **kw: Any) -> tuple[
         name: one of :func:`names`.
         num_classes: C. If it is not the weights' own class count, the last linear layer is replaced by a new one.
         weights: "DEFAULT", "IMAGENET1K_V1", ... or a member of torchvision's weights enum: downloaded by torchvision
-            to torch.hub's folder. None: freshly initialised.
+            to torch.hub's folder; the network gets their ``mean`` and ``std``. None: freshly initialised.
         kw: further arguments of torchvision's builder.
 
     Raises:
@@ -53,10 +53,28 @@ def build(name: str, num_classes: int, weights: Any = None, **kw: Any) -> tuple[
         _fit_classes(name, module, num_classes)
         if name in _WITH_AUXILIARY_HEADS:
             kw = {**kw, "transform_input": module.transform_input}  # the weights switch it on
+        preset = arguments["weights"].transforms()
+        module.mean, module.std = tuple(preset.mean), tuple(preset.std)
     if isinstance(module, torchvision_models.ResNet):
         module.classifier_path = "fc"
         module.taps = _resnet_taps(module)
+    elif isinstance(module, torchvision_models.MobileNetV2):
+        module.classifier_path = "classifier.1"
+        module.taps = _mobilenetv2_taps(module)
+    elif isinstance(module, torchvision_models.VisionTransformer):
+        module.classifier_path = "heads.head"
+        module.taps = _transformer_taps(module)
+        module.num_prefix_tokens = 1
     return module, kw
+
+
+def weights_classes(name: str, weights: Any) -> int:
+    """How many classes torchvision's weights are for.
+
+    Raises:
+        UserError: unknown weights.
+    """
+    return len(_weights(name, weights).meta["categories"])
 
 
 def _weights(name: str, weights: Any) -> Any:
@@ -86,3 +104,23 @@ def _resnet_taps(module: nn.Module) -> dict[str, str]:
         # A block has one ReLU module for all its ReLUs; the last call is the one after the sum.
         taps[f"block{stage}.pre"] = f"layer{stage}.{last}.relu:input"
     return {**taps, "penultimate": "fc:input"}
+
+
+def _mobilenetv2_taps(module: nn.Module) -> dict[str, str]:
+    """Blocks are the last maps at H/4, H/8, H/16, H/32; they are linear, hence no ``.pre``."""
+    units = list(module.features)[1:-1]
+    # A unit of stride 2 begins a new size; the first of them ends the stem's.
+    begins = [number for number, unit in enumerate(units, start=1) if unit.stride == 2]
+    ends = [number - 1 for number in [*begins[1:], len(units) + 1]]
+    return {
+        "stem": "features.0",
+        **{f"block{block}": f"features.{end}" for block, end in enumerate(ends, start=1)},
+        "penultimate": "classifier.1:input",
+    }
+
+
+def _transformer_taps(module: nn.Module) -> dict[str, str]:
+    """Tokens [N,L,D] after each block, the class token first; ``tokens.last`` after the final norm."""
+    blocks = [name for name, _ in module.encoder.layers.named_children()]
+    tokens = {f"tokens.{number}": f"encoder.layers.{name}" for number, name in enumerate(blocks, start=1)}
+    return {**tokens, "tokens.last": "encoder.ln", "penultimate": "heads.head:input"}

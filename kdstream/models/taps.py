@@ -7,6 +7,7 @@ output of that module, ``layer1.2.relu2:input`` its (first) input.
 from __future__ import annotations
 
 import difflib
+import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -26,7 +27,8 @@ class Tapped(nn.Module):
 
     The plain network stays usable, at :attr:`module`: its forward hooks keep something only during a call of this
     wrapper, nothing is kept afterwards, and they go when the wrapper goes. (They are set once and not at every call
-    because torch.compile wants it so.) One thread at a time.
+    because torch.compile wants it so.) One thread at a time. ``torch.compile(Tapped(net))`` and
+    ``Tapped(torch.compile(net))`` give the same; the second compiles anew what was compiled before.
 
     Where a module runs several times in one pass, its last call counts. ``penultimate`` is flattened to [N,D]; all
     other features come in the shape and dtype that the network gives them (under autocast: the autocast dtype).
@@ -50,6 +52,14 @@ class Tapped(nn.Module):
         self._sink = _Sink(copies=getattr(module, "inplace", True))
         handles = [_listen(module, name, path, self._sink) for name, path in self._paths.items()]
         weakref.finalize(self, _remove, handles).atexit = False
+        if handles and _is_compiled(module):
+            # Compiled code would not notice hooks that are set after its first call.
+            sys.modules["torch._dynamo"].reset()
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Tap name -> module path, of the requested taps."""
+        return dict(self._paths)
 
     @property
     def classifier(self) -> nn.Linear:
@@ -58,7 +68,8 @@ class Tapped(nn.Module):
         Raises:
             UserError: the network has none.
         """
-        path = getattr(self.module, "classifier_path", None) or find_classifier(self.module)
+        found = hasattr(self.module, "classifier_path")  # None where the network has none, or several
+        path = self.module.classifier_path if found else find_classifier(self.module)
         if path is None:
             raise UserError(f"{_name(self.module)} has no linear classifier")
         return self.module.get_submodule(path)
@@ -117,6 +128,16 @@ def _listen(module: nn.Module, name: str, path: str, sink: _Sink) -> RemovableHa
 def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile, which imports its compiler when it is first used, was used on it or on a part of it."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    wrapper = sys.modules["torch._dynamo"].OptimizedModule
+    return any(
+        isinstance(part, wrapper) or getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
+    )
 
 
 def find_classifier(module: nn.Module, num_classes: int | None = None) -> str | None:

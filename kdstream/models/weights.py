@@ -1,4 +1,4 @@
-"""Weights from files: kdstream's own and those that others published, read without executing anything."""
+"""Weights from files and addresses: kdstream's own and others' published ones, read without executing anything."""
 
 from __future__ import annotations
 
@@ -13,13 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
-from kdstream.models import MODELS, build
+from kdstream.models import MODELS, build, from_timm
+from kdstream.models.download import fetch, is_url
 
 _WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel (and Tapped), torch.compile
 _COUNTER = "num_batches_tracked"  # BatchNorm's; absent from files of torch < 0.4.1, and of no effect
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|\?xml)", re.IGNORECASE)
-_TORCHVISION_CANDIDATES = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+_TORCHVISION_CANDIDATES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x1_0", "densenet121", "vit_b_16"),
+)
+_TIMM_CANDIDATES = (
+    *("timm:deit_tiny_patch16_224", "timm:deit_small_patch16_224", "timm:deit_base_patch16_224"),
+    *("timm:deit3_small_patch16_224", "timm:deit3_base_patch16_224", "timm:mobilenetv1_100", "timm:mobilenetv2_100"),
+)
+_RENAMED = (
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),  # DeiT III: the authors' files -> timm
+    # DenseNet: torchvision's files -> its own network, as torchvision does it itself
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+)
+"""Keys in files that others published -> keys of the networks that they are for."""
 
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -30,33 +44,41 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     refused (``torch.load(weights_only=True)``), never executed.
 
     Args:
-        path: a file, or a folder with kdstream's ``student.safetensors``.
+        path: a file, a folder with kdstream's ``student.safetensors``, or an http(s) address: downloaded once to
+            torch.hub's folder.
 
     Raises:
         UserError: no such file, not a weights file, truncated, holds no state dict or carries a pickled object.
     """
+    if is_url(path):
+        return fetch(str(path), _read)
     path = Path(path)
     if (path / "student.safetensors").is_file():
         path = path / "student.safetensors"
+    return _read(path, str(path))
+
+
+def _read(path: Path, source: str) -> dict[str, Tensor]:
+    """As :func:`read_weights`, from a local file; ``source`` is what messages call it."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a file of weights") from None
+        raise UserError(f"{source}: no such file; give a file of weights") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder without student.safetensors; give a file of weights") from None
+        raise UserError(f"{source} is a folder without student.safetensors; give a file of weights") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from error
     if not head:
-        raise UserError(f"{path} is empty; download or save it again")
+        raise UserError(f"{source} is empty; download or save it again")
     if _WEB_PAGE.match(head):
-        raise UserError(f"{path} is a web page (HTML), not weights: the download went wrong; download it again")
+        raise UserError(f"{source} is a web page (HTML), not weights: the download went wrong; download it again")
     if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not weights; fetch the file itself with 'git lfs pull'")
+        raise UserError(f"{source} is a Git LFS pointer, not weights; fetch the file itself with 'git lfs pull'")
     # A safetensors file starts with the length of a JSON header, 8 bytes, and the header.
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _strip(read_safetensors(path.read_bytes(), str(path)))
-    return _strip(_state_dict(_from_pickle(path, head), path))
+    if Path(source).suffix == ".safetensors" or head[8:9] == b"{":
+        return _strip(read_safetensors(path.read_bytes(), source))
+    return _strip(_state_dict(_from_pickle(path, head, source), source))
 
 
 def read_safetensors(data: bytes, source: str) -> dict[str, Tensor]:
@@ -86,6 +108,7 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict as :func:`load_weights` does; ``source`` is what messages call it."""
     own = module.state_dict()
+    state = _renamed(state, own)
     missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
     unexpected = [key for key in state if key not in own and not key.endswith(_COUNTER)]
     other = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -100,30 +123,50 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         ]
         name = getattr(module, "spec", {}).get("name", type(module).__name__)
         likely = recognise(state)
-        hint = f"; it looks like {likely}" if likely not in (None, name) else ""
+        hint = f"; it looks like {likely}" if likely not in (None, name) else _together(state)
         raise UserError(f"{source} is for another architecture than {name}: {', '.join(differences)}{hint}")
     module.load_state_dict({key: state.get(key, own[key]) for key in own})
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
-    """The name for :func:`kdstream.models.build` of the network that has exactly these weights; None: none known."""
-    shapes = _shapes(state)
+    """The name for :func:`kdstream.models.build` of the network that has exactly these weights; None: none known.
+
+    Candidates are kdstream's own networks, the usual ones of torchvision and, where it is installed, of timm.
+    """
     matrices = [value for value in state.values() if value.ndim == 2]
     if not matrices:
         return None
-    for name in (*MODELS, *_TORCHVISION_CANDIDATES):
+    timm = _TIMM_CANDIDATES if from_timm.installed() else ()
+    for name in (*MODELS, *_TORCHVISION_CANDIDATES, *timm):
         with torch.device("meta"):  # shapes only: no memory, no initialisation
-            candidate = build(name, len(matrices[-1]) or 1)
-        if _shapes(candidate.state_dict()) == shapes:
+            own = build(name, len(matrices[-1]) or 1).state_dict()
+        if _shapes(_renamed(state, own)) == _shapes(own):
             return name
     return None
+
+
+def count_classes(state: Mapping[str, Tensor], name: str, **kw: Any) -> int | None:
+    """For how many classes the weights are, if they are the network's that ``build(name, ..., **kw)`` gives.
+
+    Returns:
+        None where the network has no linear classifier, or the weights have none at its place.
+    """
+    with torch.device("meta"):
+        module = build(name, 2, **kw)
+    weight = state.get(f"{module.classifier_path}.weight")
+    return None if weight is None or weight.ndim != 2 else len(weight)
 
 
 _HARMLESS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
 """What torch's own files of weights name."""
 
 
-def _from_pickle(path: Path, head: bytes) -> Any:
+_SETTINGS = (
+    "; RepDistiller's *_last.pth files hold their settings, its ckpt_epoch_*.pth files do not: take one of those"
+)
+
+
+def _from_pickle(path: Path, head: bytes, source: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes provoke, the answer is one of these
@@ -132,15 +175,16 @@ def _from_pickle(path: Path, head: bytes) -> Any:
         # A name cut off in the middle is no object, but the end of the file.
         if unsafe and not any(name.startswith(unsafe[1].rstrip(".")) for name in _HARMLESS):
             raise UserError(
-                f"{path} carries a pickled object ({unsafe[1]}), which could run code: refused; save the weights "
+                f"{source} carries a pickled object ({unsafe[1]}), which could run code: refused; save the weights "
                 "alone, torch.save(model.state_dict(), ...), or as safetensors"
+                + (_SETTINGS if unsafe[1] == "argparse.Namespace" else "")
             ) from error
         if head.startswith((b"PK", b"\x80")):  # torch's zip files; pickles, torch's format before 1.6
-            raise UserError(f"{path} is truncated or damaged; download or save it again ({text[:120]})") from error
-        raise UserError(f"{path} is no file of weights that torch can read: {text[:120]}") from error
+            raise UserError(f"{source} is truncated or damaged; download or save it again ({text[:120]})") from error
+        raise UserError(f"{source} is no file of weights that torch can read: {text[:120]}") from error
 
 
-def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(data: Any, source: str) -> dict[str, Tensor]:
     for _ in range(4):  # a file may nest, {"model": {"state_dict": ...}}, and a hostile one may nest without end
         if not isinstance(data, Mapping):
             break
@@ -151,13 +195,36 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
             break
         data = inner[0]
     held = f"a dict of {_some(map(str, data), 5)}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
-    raise UserError(f"{path} holds no weights but {held}; expected a state dict, alone or under {', '.join(_WRAPPERS)}")
+    raise UserError(
+        f"{source} holds no weights but {held}; expected a state dict, alone or under {', '.join(_WRAPPERS)}"
+    )
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` with published keys renamed to those of ``own``, where it has not the old but the new in that shape."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        new = key
+        if key not in own:
+            for pattern, replacement in _RENAMED:
+                other = pattern.sub(replacement, key)
+                if other in own and other not in state and own[other].shape == value.shape:
+                    new = other
+        renamed[new] = value
+    return renamed
+
+
+def _together(state: Mapping[str, Tensor]) -> str:
+    """A hint where a file has two networks."""
+    if not all(any(key.startswith(f"{role}.") for key in state) for role in ("student", "teacher")):
+        return ""
+    return "; it holds a student and a teacher together: give a file of one of them (mdistiller's student_best)"
 
 
 def _check_classes(

@@ -118,7 +118,7 @@ def test_nothing_stays_behind():
 def test_a_call_after_a_failing_one():
     tapped = Tapped(small(), ["block1", "penultimate"])
     with pytest.raises(RuntimeError):
-        tapped(torch.zeros(1, 5, 8, 8))
+        tapped(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
     assert set(tapped(images()).features) == {"block1", "penultimate"}
 
 

@@ -1,0 +1,249 @@
+"""ONNX files of students: what they take and say of themselves, that they answer like torch, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from kdstream.errors import UserError
+from kdstream.models import build, onnx_export
+from kdstream.models.export import save_student
+from kdstream.models.onnx_export import export_onnx
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_onnx.py"
+MEAN, STD, CLASSES = (0.2, 0.3, 0.4), (0.3, 0.0, 0.1), [f"class {i}" for i in range(10)]
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def standardised(unit: torch.Tensor) -> torch.Tensor:
+    return torch.stack([(unit[:, c] - MEAN[c]) / max(STD[c], 1e-6) for c in range(3)], dim=1)
+
+
+def answer(path: Path, x: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": x.numpy()})[0]
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """A resnet8 whose running statistics are not those of its birth."""
+    torch.manual_seed(0)
+    network = build("resnet8", 10)
+    for seed in range(3):
+        network.train()(standardised(images(16, seed))[:, [0, 2, 2]])
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """A network of somebody's own, by dotted path."""
+    torch.manual_seed(0)
+    return build("tiny_vit:TinyViT", 10, width=16).eval()
+
+
+@pytest.fixture(scope="module", params=["resnet", "vit"])
+def network(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_any_batch_size_gives_torchs_logits(network, tmp_path, inside):
+    mean, std = MEAN, (0.3, 0.2, 0.1)
+    made = export_onnx(network, tmp_path / "a" / "x.onnx", (16, 16), mean=mean, std=std, normalization=inside)
+    assert made.path.stat().st_size == made.size
+    assert made.difference <= 1e-5 * made.largest
+    assert os.listdir(made.path.parent) == ["x.onnx"]  # the weights stand in the file
+    onnx.checker.check_model(onnx.load(made.path), full_check=True)
+    for count in (1, 2, 5):
+        unit = images(count, seed=9)
+        x = torch.stack([(unit[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+        with torch.no_grad():
+            expected = network(x).numpy()
+        np.testing.assert_allclose(answer(made.path, unit if inside else x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_std_of_zero_counts_as_in_training(resnet):
+    normalised = onnx_export.Normalised(nn.Identity(), MEAN, STD)
+    torch.testing.assert_close(normalised(images(2)), standardised(images(2)))
+
+
+def test_the_file_says_what_it_takes_and_gives(resnet, tmp_path):
+    more = {"mean": MEAN, "std": STD, "classes": CLASSES, "metadata": {"spec": resnet.spec}}
+    for inside, says in (
+        (False, "standardised RGB images: (x - mean) / std"),
+        (True, "RGB images in [0,1], not stand"),
+    ):
+        made = export_onnx(resnet, tmp_path / "x.onnx", (24, 20), normalization=inside, **more)
+        model = onnx.load(made.path)
+        (x,), (y,) = model.graph.input, model.graph.output
+        sizes = [dim.dim_param or dim.dim_value for dim in x.type.tensor_type.shape.dim]
+        assert (x.name, x.type.tensor_type.elem_type, sizes) == ("images", onnx.TensorProto.FLOAT, ["batch", 3, 24, 20])
+        assert (y.name, [dim.dim_param or dim.dim_value for dim in y.type.tensor_type.shape.dim]) == (
+            "logits",
+            ["batch", 10],
+        )
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        assert says in about.pop("input")
+        assert {key: json.loads(value) for key, value in about.items()} == {
+            "mean": list(MEAN),
+            "std": list(STD),
+            "classes": CLASSES,
+            "spec": resnet.spec,
+        }
+        assert says in model.doc_string
+        assert made.shape == (3, 24, 20)
+
+
+def test_the_network_is_left_as_it_is(tmp_path):
+    network = build("resnet8", 10).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    export_onnx(network, tmp_path / "x.onnx", (16, 16))
+    assert network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_the_opset_can_be_chosen(resnet, tmp_path):
+    for opset in (18, 23):
+        made = export_onnx(resnet, tmp_path / "x.onnx", (16, 16), opset=opset)
+        assert made.opset == opset
+        assert [entry.version for entry in onnx.load(made.path).opset_import if not entry.domain] == [opset]
+    for opset in (17, 1000):
+        with pytest.raises(UserError, match=f"opset {opset}: torch and the installed onnx write opsets 18 to "):
+            export_onnx(resnet, tmp_path / "y.onnx", (16, 16), opset=opset)
+    assert not (tmp_path / "y.onnx").exists()
+
+
+class DependsOnTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3))) * len(x)
+
+
+class DependsOnValues(DependsOnTheBatch):
+    def forward(self, x):
+        return self.head(x.mean((2, 3))) if x.sum() > 0 else self.head(x.amax((2, 3)))
+
+
+def test_networks_without_an_onnx_form_are_refused(tmp_path):
+    for module, says in (
+        (
+            DependsOnTheBatch(),
+            "DependsOnTheBatch cannot be exported to ONNX: its forward pass depends on the number of",
+        ),
+        (DependsOnValues(), "DependsOnValues cannot be exported to ONNX: "),
+    ):
+        with pytest.raises(UserError) as caught:
+            export_onnx(module, tmp_path / "x.onnx", (16, 16))
+        assert str(caught.value).startswith(says)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_answers_otherwise_than_torch_is_not_written(resnet, tmp_path, monkeypatch):
+    right = onnx_export._model
+
+    def wrong(network, x, opset, name):
+        with torch.no_grad():
+            network.fc.bias += 0.5
+        return right(network, x, opset, name)
+
+    monkeypatch.setattr(onnx_export, "_model", wrong)
+    with pytest.raises(UserError, match=r"resnet8: onnxruntime's logits differ from torch's by up to 0.5"):
+        export_onnx(resnet, tmp_path / "x.onnx", (16, 16))
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages(resnet, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export_onnx(resnet, tmp_path / "x.onnx", (16, 16)).difference is None
+    for package in ("onnxscript", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"ONNX export needs {package}: pip install 'kdstream\[onnx\]'"):
+            export_onnx(resnet, tmp_path / "y.onnx", (16, 16))
+
+
+def test_no_mean_and_no_place(resnet, tmp_path):
+    with pytest.raises(UserError, match="resnet8: its mean and std are not known, so the normalisation cannot"):
+        export_onnx(resnet, tmp_path / "x.onnx", (16, 16), normalization=True, mean=MEAN)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"x.onnx: cannot be written: "):
+        export_onnx(resnet, tmp_path / "file" / "x.onnx", (16, 16))
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("export_onnx_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_exports_a_run(script, resnet, tmp_path, capsys):
+    run = tmp_path / "run"
+    save_student(run, resnet, CLASSES, MEAN, (0.3, 0.2, 0.1), (16, 16))
+    assert script.main([str(run), "--with-normalization"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"written: {run}/student.onnx" in out
+    assert "input images: float32 [batch,3,16,16], RGB images in [0,1], not standardised" in out
+    assert "checked with onnxruntime: max |difference| from torch " in out
+    unit = images(4, seed=3)
+    with torch.no_grad():
+        expected = resnet(torch.stack([(unit[:, c] - MEAN[c]) / (0.3, 0.2, 0.1)[c] for c in range(3)], dim=1))
+    np.testing.assert_allclose(answer(run / "student.onnx", unit), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert script.main([str(run / "student.json"), "--size", "20", "--out", str(tmp_path / "o.onnx")]) == 0
+    assert answer(tmp_path / "o.onnx", torch.zeros(2, 3, 20, 20)).shape == (2, 10)
+
+
+def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
+    save_student(tmp_path / "run", vit, CLASSES, MEAN, (0.3, 0.2, 0.1), 16)
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "run")]
+    where = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True}  # of tiny_vit.py
+    refused = subprocess.run(command, **where)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("export_onnx: ")
+    assert refused.stderr.endswith("if you trust it, add --trust-code\n")
+    done = subprocess.run([*command, "--trust-code"], **where)
+    assert (done.returncode, done.stderr) == (0, "")
+    with torch.no_grad():
+        expected = vit(images(3)).numpy()
+    np.testing.assert_allclose(answer(tmp_path / "run" / "student.onnx", images(3)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mistakes_give_one_line_and_exit_code_2(script, resnet, tmp_path, capsys):
+    save_student(tmp_path / "run", resnet)
+    for arguments, says in (
+        ([tmp_path / "nowhere"], "no such folder"),
+        ([tmp_path / "run"], "does not say what size of images it takes: give --size N"),
+        ([tmp_path / "run", "--size", "0"], "--size 0"),
+        ([tmp_path / "run", "--size", "16", "--with-normalization"], "its mean and std are not known"),
+        ([tmp_path / "run", "--size", "16", "--opset", "7"], "opset 7"),
+        ([tmp_path / "run", "--size", "16", "--out", tmp_path], "is a folder"),
+        ([tmp_path / "run", "--bogus"], "--bogus"),
+    ):
+        assert script.main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith("export_onnx: ")
+        assert says in err
+    assert not list(tmp_path.rglob("*.onnx"))
