@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Case:
     """Name of the differentiated value ("loss", or "total" for keys ``grad_total/...``) -> tensor name -> gradient;
     parameters are called ``param/<name>`` there."""
     dtype: torch.dtype = torch.float32
+    notes: str = ""
 
     @classmethod
     def read(cls, path: Path, dtype: torch.dtype) -> Case:
@@ -56,7 +57,7 @@ class Case:
         unknown = [prefix for prefix in groups if prefix != "grad" and not prefix.startswith("grad_")]
         assert not unknown, f"{path}: keys of unknown kind: {unknown}"
         grads = {prefix.removeprefix("grad").removeprefix("_") or "loss": group for prefix, group in groups.items()}
-        return cls(meta["method"], meta["hyper"], inputs, params, outs, grads, dtype)
+        return cls(meta["method"], meta["hyper"], inputs, params, outs, grads, dtype, meta.get("notes", ""))
 
     def changed(self, **changes: Any) -> Case:
         return dataclasses.replace(self, **changes)
@@ -97,6 +98,14 @@ class Adapter:
             assert name in self.keywords, f"{case.method}: no translation for the hyper-parameter {name!r}"
             settings[self.keywords[name]] = value
         return settings
+
+    def check(self, case: Case, usual: Callable[[Case, Adapter], None]) -> None:
+        """Compare the case; ``usual`` is the comparison for a term that maps Outputs to a value."""
+        usual(case, self)
+
+    def outputs(self, outputs: Outputs | None) -> Outputs | None:
+        """The case's Outputs with the taps that the term reads, where the case has other ones."""
+        return outputs
 
     def task(self, case: Case, student: Outputs, teacher: Outputs | None) -> Task:
         """What :meth:`Term.setup` sees."""

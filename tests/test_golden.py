@@ -2,7 +2,7 @@
 
 The cases are the .npz files of ``tests/golden``, or of the folder that the environment variable ``KDSTREAM_GOLDEN``
 names; its README files describe formulas and schema. A new objective enters by an adapter in a file of
-``golden_adapters`` and leaves :data:`NOT_YET`.
+``golden_adapters``.
 """
 
 from __future__ import annotations
@@ -23,73 +23,11 @@ from torch import Tensor, nn
 from kdstream import models
 from kdstream.models.taps import Tapped
 from kdstream.objectives import OBJECTIVES
+from kdstream.objectives.soft_rank import soft_rank
 from kdstream.stream.coded import hkl
 from kdstream.types import Batch, Outputs
 
 GOLDEN = Path(os.environ.get("KDSTREAM_GOLDEN") or Path(__file__).parent / "golden")
-
-NOT_YET: set[str] = {
-    "ab",
-    "bss",
-    "cc",
-    "cmkd",
-    "confidence_penalty",
-    "crd",
-    "ctkd",
-    "dist",
-    "dkd",
-    "dml",
-    "fsp",
-    "ft",
-    "ijckd",
-    "itrd",
-    "kdpp",
-    "kdsvd",
-    "label_smoothing",
-    "logit_mse",
-    "nkd",
-    "nst",
-    "ofd",
-    "one",
-    "pearson",
-    "pkt",
-    "renyi",
-    "reviewkd",
-    "rkd",
-    "simkd",
-    "soft_rank",
-    "sp",
-    "spearman",
-    "srrl",
-    "tald",
-    "ttm",
-    "vid",
-    "vitkd",
-    "wsld",
-    "wttm",
-}
-"""Folders whose method is not built yet."""
-
-NOT_YET_MODELS: set[str] = {
-    "akamaster_resnet20",
-    "akamaster_resnet56",
-    "MobileNetV2",
-    "ResNet50",
-    "ShuffleV1",
-    "ShuffleV2",
-    "vgg13",
-    "vgg8",
-    "wrn_10_1",
-    "wrn_10_2",
-    "wrn_16_1",
-    "wrn_16_2",
-    "wrn_28_1",
-    "wrn_28_2",
-    "wrn_40_1",
-    "wrn_40_2",
-    "wrn_64_1",
-}
-"""Models that are not built yet."""
 
 
 def _adapters() -> dict[str, Adapter]:
@@ -151,8 +89,8 @@ def check_objective(case: Case, adapter: Adapter) -> None:
     wanted = {name for group in case.grads.values() for name in group}
     inputs = {name: value.requires_grad_() if name in wanted else value for name, value in case.inputs.items()}
     used: set[str] = set()
-    student = outputs_of("student", inputs, used)
-    teacher = outputs_of("teacher", inputs, used)
+    student = adapter.outputs(outputs_of("student", inputs, used))
+    teacher = adapter.outputs(outputs_of("teacher", inputs, used))
     batch = batch_of(case, len(student.logits), used)
 
     term = OBJECTIVES.find(case.method)(**adapter.settings(case))
@@ -216,6 +154,24 @@ def check_hkl(case: Case) -> None:
     check_gradients(loss, case.grads["loss"], {"student.logits": student}, case.dtype, "hkl")
 
 
+# ---------------------------------------------------------------------------------------------- soft ranks
+
+
+def check_soft_rank(case: Case, backend: str) -> None:
+    """The ranks, and their vector-Jacobian product with the stored gradient."""
+    relative, _, zero = TOLERANCE[case.dtype]
+    assert case.hyper.keys() == {"regularization", "regularization_strength"}, sorted(case.hyper)
+    assert case.hyper["regularization"] == "l2"
+    assert case.inputs.keys() == {"values", "grad_output"}
+    assert case.outs.keys() == {"soft_rank"}
+    values = case.inputs["values"].requires_grad_()
+    ranks = soft_rank(values, case.hyper["regularization_strength"], backend)
+    assert_near(ranks.detach(), case.outs["soft_rank"], relative, zero, "soft_rank: out/soft_rank")
+    # The gradient of <grad_output, ranks>.
+    product = (ranks * case.inputs["grad_output"]).sum()
+    check_gradients(product, case.grads["loss"], {"values": values}, case.dtype, "soft_rank")
+
+
 # -------------------------------------------------------------------------------------------------- models
 
 
@@ -270,7 +226,8 @@ CASES = sorted(GOLDEN.glob("*/*.npz"))
 FOLDERS = sorted({path.parent.name for path in CASES} | {path.name for path in GOLDEN.glob("[!.]*") if path.is_dir()})
 OBJECTIVE_CASES = [path for path in CASES if path.parent.name in ADAPTERS]
 HKL_CASES = [path for path in CASES if path.parent.name == "hkl"]
-MODEL_CASES = [path for path in CASES if path.parent.name == "models" and path.stem not in NOT_YET_MODELS]
+SOFT_RANK_CASES = [path for path in CASES if path.parent.name == "soft_rank"]
+MODEL_CASES = [path for path in CASES if path.parent.name == "models"]
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -284,16 +241,9 @@ def test_the_folder_holds_cases():
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_folder_is_known(folder):
-    assert folder in ADAPTERS or folder in NOT_YET or folder in ("hkl", "models"), (
+    assert folder in ADAPTERS or folder in ("hkl", "models", "soft_rank"), (
         f"golden folder {folder!r} is compared with nothing: add an adapter for it to ADAPTERS in {__file__}"
     )
-
-
-def test_not_yet_lists_only_what_is_missing():
-    built = {name for name in NOT_YET if name in OBJECTIVES or name in ADAPTERS}
-    assert not built, f"built, so strike them from NOT_YET and give them an adapter: {sorted(built)}"
-    built = {name for name in NOT_YET_MODELS if name in models.MODELS}
-    assert not built, f"built, so strike them from NOT_YET_MODELS: {sorted(built)}"
 
 
 @DTYPES
@@ -301,13 +251,20 @@ def test_not_yet_lists_only_what_is_missing():
 def test_objective(path, dtype):
     case = Case.read(path, dtype)
     assert case.method == path.parent.name
-    check_objective(case, ADAPTERS[case.method])
+    ADAPTERS[case.method].check(case, check_objective)
 
 
 @DTYPES
 @pytest.mark.parametrize("path", HKL_CASES, ids=case_name)
 def test_coded_selector(path, dtype):
     check_hkl(Case.read(path, dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("path", SOFT_RANK_CASES, ids=case_name)
+def test_soft_rank(path, backend, dtype):
+    check_soft_rank(Case.read(path, dtype), backend)
 
 
 @pytest.mark.parametrize("path", MODEL_CASES, ids=case_name)

@@ -10,6 +10,7 @@ from torch import nn
 
 from kdstream.errors import UserError
 from kdstream.objectives.checks import number
+from kdstream.objectives.presets import expanded
 from kdstream.objectives.term import Phase, Task, Term
 from kdstream.registry import Registry, nearest
 
@@ -18,10 +19,47 @@ __all__ = ["OBJECTIVES", "Phase", "Task", "Term", "WeightedTerm", "parse_loss"]
 OBJECTIVES = Registry(
     "objective",
     {
+        "ab": "kdstream.objectives.ab:ActivationBoundary",
         "at": "kdstream.objectives.at:AttentionTransfer",
+        "bss": "kdstream.objectives.bss:BoundarySupportingSamples",
+        "cc": "kdstream.objectives.cc:CorrelationCongruence",
         "ce": "kdstream.objectives.ce:CrossEntropy",
+        "cmkd": "kdstream.objectives.cmkd:CorrelationMatching",
+        "confidence_penalty": "kdstream.objectives.confidence_penalty:ConfidencePenalty",
+        "crd": "kdstream.objectives.crd:CRD",
+        "ctkd": "kdstream.objectives.ctkd:CurriculumTemperature",
+        "dist": "kdstream.objectives.dist:DIST",
+        "dkd": "kdstream.objectives.dkd:DecoupledKD",
+        "dml": "kdstream.objectives.dml:DeepMutualLearning",
         "fitnet": "kdstream.objectives.fitnet:FitNet",
+        "fsp": "kdstream.objectives.fsp:FlowOfSolution",
+        "ft": "kdstream.objectives.ft:FactorTransfer",
+        "ijckd": "kdstream.objectives.ijckd:IJCKD",
+        "itrd": "kdstream.objectives.itrd:ITRD",
         "kd": "kdstream.objectives.kd:KnowledgeDistillation",
+        "kdpp": "kdstream.objectives.kdpp:NormAndDirection",
+        "kdsvd": "kdstream.objectives.kdsvd:SingularValueTransfer",
+        "label_smoothing": "kdstream.objectives.label_smoothing:LabelSmoothing",
+        "logit_mse": "kdstream.objectives.logit_mse:LogitMatching",
+        "nkd": "kdstream.objectives.nkd:NormalisedKD",
+        "nst": "kdstream.objectives.nst:NeuronSelectivity",
+        "ofd": "kdstream.objectives.ofd:OverhaulOfFeatureDistillation",
+        "one": "kdstream.objectives.one:OnTheFlyNativeEnsemble",
+        "pearson": "kdstream.objectives.pearson:Pearson",
+        "pkt": "kdstream.objectives.pkt:ProbabilisticTransfer",
+        "renyi": "kdstream.objectives.renyi:RenyiRegularisedKD",
+        "reviewkd": "kdstream.objectives.reviewkd:ReviewKD",
+        "rkd": "kdstream.objectives.rkd:RelationalKD",
+        "simkd": "kdstream.objectives.simkd:SimKD",
+        "sp": "kdstream.objectives.sp:SimilarityPreserving",
+        "spearman": "kdstream.objectives.spearman:Spearman",
+        "srrl": "kdstream.objectives.srrl:SRRL",
+        "tald": "kdstream.objectives.tald:AdversarialLocalDistribution",
+        "ttm": "kdstream.objectives.ttm:TransformedTeacherMatching",
+        "vid": "kdstream.objectives.vid:VariationalInformation",
+        "vitkd": "kdstream.objectives.vitkd:ViTKD",
+        "wsld": "kdstream.objectives.wsld:WeightedSoftLabels",
+        "wttm": "kdstream.objectives.wttm:WeightedTransformedTeacherMatching",
     },
 )
 
@@ -42,14 +80,17 @@ def parse_loss(loss: str | Mapping[str, Any]) -> list[WeightedTerm]:
             short one of :data:`OBJECTIVES` or a dotted path ``my_pkg.losses:MyTerm``. ``weight`` is the outer weight,
             a finite number >= 0, 1 where it is not given; every other setting is a keyword argument of the term
             (which therefore cannot have one called ``weight``). Nothing after a name (``kd:`` alone on its line)
-            means no settings. A plain text names a single term of weight 1.
+            means no settings. A plain text names a single term of weight 1. Published settings
+            (:mod:`kdstream.objectives.presets`) go by name, and those beside them go before: of a term,
+            ``{ce: 1, wttm: {preset: cifar100/vgg13-vgg8}}``, or of a whole loss,
+            ``{preset: ttm/wttm+crd/cifar100/vgg13-vgg8, crd: 0.5}``.
 
     Returns:
         New terms, before :meth:`Term.setup`.
 
     Raises:
-        UserError: nothing named; an unknown name or setting (the nearest right one is proposed); a weight or setting
-            of the wrong type or range; a dotted path to something that is no Term.
+        UserError: nothing named; an unknown name, preset or setting (the nearest right one is proposed); a weight or
+            setting of the wrong type or range; a dotted path to something that is no Term.
     """
     if isinstance(loss, str):
         loss = {loss: 1}
@@ -57,7 +98,7 @@ def parse_loss(loss: str | Mapping[str, Any]) -> list[WeightedTerm]:
         raise UserError(f"loss must map objectives to weights or settings, such as {{ce: 0.1, kd: 0.9}}; got {loss!r}")
     if not loss:
         raise UserError("loss is empty: name at least one objective, such as {ce: 1}")
-    return [_weighted_term(name, spec) for name, spec in loss.items()]
+    return [_weighted_term(name, spec) for name, spec in expanded(loss).items()]
 
 
 def _weighted_term(name: Any, spec: Any) -> WeightedTerm:

@@ -11,7 +11,7 @@ from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
 
 
-def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     r"""Divergence of the student's softened output from the teacher's.
 
     .. math:: \frac1N \sum_n \mathrm{KL}\big(\sigma(v_n/T) \,\|\, \sigma(z_n/T)\big)
@@ -21,7 +21,7 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     Args:
         student: logits z, float [N,C].
         teacher: logits v, float [N,C].
-        temperature: T > 0.
+        temperature: T > 0; a scalar tensor gets its gradient.
 
     Returns:
         A scalar >= 0 in nats, float32 for half-precision logits; without the factor T^2.

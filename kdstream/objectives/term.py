@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -23,7 +23,8 @@ class Task:
         teacher_outputs: the teacher's answer to the same probe, or None when the job has no teacher.
         student: images [N,3,H,W], standardised as ``Batch.image`` is -> Outputs; the network in training. A term that
             needs a further forward pass (on attacked inputs, say) calls it inside :meth:`Term.forward`; it works under
-            several processes. ``student.module`` is the plain network, ``student.classifier`` its last linear layer.
+            several processes. ``student.module`` is the plain network, ``student.classifier`` its last linear layer,
+            ``student.paths`` tap name -> module path of the taps that the loss asked for.
         teacher: the same for the teacher, frozen and in eval mode; takes the same images (where its own mean and
             standard deviation differ it converts them) and lets gradients through to them. None without a teacher.
         labels: int64 [num_samples], the class of every training sample by index; None when unknown.
@@ -84,6 +85,9 @@ class Term(nn.Module):
     """False for terms of labels alone (cross-entropy and the like)."""
     in_main: bool = True
     """False: the term acts in its phases only and contributes nothing to the main phase."""
+    builds: Sequence[Mapping[str, Any]] = ()
+    """Keyword arguments of ``build`` (without ``num_classes``) for the networks that ``setup`` will build, so that a
+    wrong name is found before any work begins."""
 
     def setup(self, task: Task) -> None:
         """Create connectors, embeddings, banks. Called once, before training, on the CPU."""

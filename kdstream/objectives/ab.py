@@ -1,0 +1,122 @@
+"""Activation boundaries: the student's neurons fire where the teacher's do (Heo et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdstream.errors import UserError
+from kdstream.objectives.checks import need_maps, need_teacher, number, sequence, tap_pairs
+from kdstream.objectives.initialisation import initial_phase
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.regressor import ConvRegressor, module_name
+from kdstream.objectives.term import Phase, Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def boundary_distance(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
+    """How far the student's neurons are on the wrong side of their boundary: squared, summed, mean over samples.
+
+    Args:
+        student: before its activation, [N,C,H,W].
+        teacher: before its activation, [N,C,H,W].
+        margin: > 0, by which a neuron should be active (teacher > 0) or not (teacher <= 0).
+
+    Returns:
+        A scalar >= 0, at least float32.
+    """
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    wanted = torch.where(teacher > 0, student, -student)
+    return F.relu(margin - wanted).square().flatten(1).sum(dim=1).mean()
+
+
+class ActivationBoundary(Term):
+    r"""Weighted sum over taps of a hinge loss on the sign of the teacher's pre-activations.
+
+    .. math:: c \sum_i w_i \, \frac1N \sum \begin{cases} [m - s]_+^2 & t > 0 \\ [m + s]_+^2 & t \le 0 \end{cases},
+              \quad w_i = 2^{i-n+1}, \quad c = 3/1000
+
+    The inner sum runs over N, C, H and W; s has passed its connector (convolution and BatchNorm, trained beside the
+    student as ``connector.<tap>``; none where shapes agree), i counts the n taps from 0. The term acts in the phase
+    ``ab.boundary`` alone, where nothing else counts; its outer weight has no effect. The main phase has the recipe's
+    other terms (the authors: KD with T = 3; RepDistiller: labels), without connectors.
+
+    Source: Heo et al. 2019 (arXiv:1811.03233), eqs. (5), (7); factors and margin of the authors' code. Connectors
+    (with bias) and schedule are RepDistiller's, which takes a rate of 0.01 for MobileNetV2 and ShuffleNets. It keeps
+    both networks in eval mode in the phase; here the student trains as always.
+
+    Args:
+        taps: the student's maps before their activation. Default blocks 1 to 3.
+        teacher_taps: the teacher's, in the same order; the same names by default.
+        margin: m > 0.
+        weights: w, one number >= 0 a tap; the default above doubles from tap to tap and ends in 1. A tap of weight 0
+            is left out of loss and training.
+        scale: c > 0.
+        epochs: length of the phase.
+        lr: its learning rate, > 0.
+        milestones: its epochs after which the rate is multiplied by ``gamma``, increasing.
+        gamma: the factor, > 0.
+
+    Raises:
+        UserError: a setting out of range; no teacher; a tap that is no feature map; sizes that no connector joins.
+    """
+
+    in_main = False
+
+    def __init__(
+        self,
+        taps: Sequence[str] = ("block1.pre", "block2.pre", "block3.pre"),
+        teacher_taps: Sequence[str] | None = None,
+        margin: float = 1.0,
+        weights: Sequence[float] | None = None,
+        scale: float = 0.003,
+        epochs: int = 30,
+        lr: float = 0.05,
+        milestones: Sequence[int] = (),
+        gamma: float = 0.1,
+    ):
+        super().__init__()
+        self.student_taps, self.teacher_taps = tap_pairs("ab", taps, teacher_taps)
+        count = len(self.student_taps)
+        if len({module_name(tap) for tap in self.student_taps}) < count:
+            raise UserError(f"ab: taps holds one block twice: {', '.join(self.student_taps)}; keep one of the two")
+        self.margin = number("ab", "margin", margin, above=0)
+        self.scale = number("ab", "scale", scale, above=0)
+        given = (
+            [2.0 ** (i - count + 1) for i in range(count)] if weights is None else sequence("ab", "weights", weights)
+        )
+        if len(given) != count:
+            raise UserError(f"ab: weights must be one a tap, got {len(given)} for {count} taps")
+        self.weights = tuple(number("ab", "weights", weight, at_least=0) for weight in given)
+        if not any(self.weights):
+            raise UserError("ab: weights are all 0, which leaves nothing to learn; set one > 0")
+        self.phase = initial_phase("ab", "boundary", epochs=epochs, lr=lr, milestones=milestones, gamma=gamma)
+
+    def setup(self, task: Task) -> None:
+        student, teacher = task.student_outputs, need_teacher("ab", task)
+        self.connector = nn.ModuleDict()
+        for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True):
+            pair = student.features[ours], teacher.features[theirs]
+            need_maps("ab", ours, theirs, *pair)
+            if pair[0].shape != pair[1].shape:
+                connector = ConvRegressor("ab", ours, *pair, relu=False)
+                self.connector[module_name(ours)] = connector.requires_grad_(weight > 0)
+
+    def phases(self) -> Sequence[Phase]:
+        return (self.phase,)
+
+    def boundary(self, tap: str, student: Tensor, teacher: Tensor) -> Tensor:
+        """The summand of the student's ``tap``, without weight and scale: [N,C,H,W], [N,C',H',W'] -> scalar."""
+        name = module_name(tap)
+        mapped = self.connector[name](at_least_float32(student)) if name in self.connector else student
+        return boundary_distance(mapped, teacher, self.margin)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        return self.scale * sum(
+            weight * self.boundary(ours, student.features[ours], teacher.features[theirs])
+            for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True)
+            if weight > 0
+        )

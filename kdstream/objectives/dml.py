@@ -1,0 +1,104 @@
+"""Deep mutual learning: a cohort of students teaches each other, without a teacher (Zhang et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdstream.errors import UserError
+from kdstream.objectives.checks import number, sequence, whole
+from kdstream.objectives.kd import softened_kl
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def mutual_kl(logits: Sequence[Tensor], temperature: float) -> list[Tensor]:
+    r"""How far each network is from the others, which are constants to it.
+
+    .. math:: k_i = \frac1{K-1} \sum_{j \ne i} \frac1N \sum_n
+              \mathrm{KL}\big(\sigma(z_{jn}/T) \,\|\, \sigma(z_{in}/T)\big)
+
+    Args:
+        logits: z, one float [N,C] a network, at least two.
+        temperature: T > 0.
+
+    Returns:
+        K scalars >= 0 in nats, without the factor T^2.
+    """
+    return [
+        sum(softened_kl(own, other.detach(), temperature) for j, other in enumerate(logits) if j != i)
+        / (len(logits) - 1)
+        for i, own in enumerate(logits)
+    ]
+
+
+class DeepMutualLearning(Term):
+    r"""Sum over the cohort (the student and its peers) of the label loss and the divergence from the others.
+
+    .. math:: \sum_{i=1}^{K} \big(\lambda \, \mathrm{CE}(z_i, y) + T^2 k_i\big)
+
+    k_i is :func:`mutual_kl`. All networks learn in the same step (the authors' alternate). A complete loss: the recipe
+    needs no ``ce`` beside it. Every network is evaluated; the best is exported, or all of them (the recipe's
+    ``export_all``).
+
+    Source: Zhang et al. 2018 (arXiv:1706.00384), sections 3.2 and 3.4 (the mean over the other networks of a larger
+    cohort; the authors' code adds them up). Sarfraz et al., "Knowledge Distillation Beyond Model Compression", Table I:
+    T = 4, a cohort of 2 of one architecture, the best student counts.
+
+    Args:
+        peers: how many networks of the student's architecture learn beside it, >= 1; or a list of architectures, each
+            a name that ``build`` knows or ``{model: name, options: {...}}``.
+        temperature: T > 0. The paper has T = 1.
+        labels: weight of each network's cross-entropy, >= 0.
+
+    Raises:
+        UserError: a setting out of range; a network that cannot be built.
+    """
+
+    uses_teacher = False
+
+    def __init__(
+        self, peers: int | str | Sequence[str | Mapping[str, Any]] = 1, temperature: float = 4.0, labels: float = 1.0
+    ):
+        super().__init__()
+        self.temperature = number("dml", "temperature", temperature, above=0)
+        self.labels = number("dml", "labels", labels, at_least=0)
+        self.copies = 0
+        if isinstance(peers, str | Mapping):
+            peers = [peers]
+        if isinstance(peers, Sequence):
+            self.builds = tuple(_spec(peer) for peer in sequence("dml", "peers", peers))
+            if not self.builds:
+                raise UserError("dml: peers is empty; name at least one network, or say how many copies of the student")
+        else:
+            self.copies = whole("dml", "peers", peers, at_least=1)
+
+    def setup(self, task: Task) -> None:
+        specs = [{"num_classes": task.num_classes, **spec} for spec in self.builds]
+        specs += [task.student.module.spec] * self.copies
+        self.cohort = nn.ModuleList(task.build(**spec) for spec in specs)
+
+    def peers(self) -> dict[str, nn.Module]:
+        return {f"peer{i}": network for i, network in enumerate(self.cohort, 1)}
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        logits = [student.logits, *(peer(batch.image) for peer in self.cohort)]
+        loss = self.temperature**2 * sum(mutual_kl(logits, self.temperature))
+        if self.labels:
+            loss = loss + self.labels * sum(F.cross_entropy(at_least_float32(z), batch.label) for z in logits)
+        return loss
+
+
+def _spec(peer: Any) -> dict[str, Any]:
+    """What ``build`` takes for one entry of ``peers``."""
+    if isinstance(peer, str) and peer:
+        return {"name": peer}
+    known = isinstance(peer, Mapping) and isinstance(peer.get("model"), str) and peer.keys() <= {"model", "options"}
+    options = peer.get("options", {}) if known else None
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) and key != "num_classes" for key in options):
+        raise UserError(f"dml: peers must hold names of networks or {{model: name, options: {{...}}}}, got {peer!r}")
+    return {**options, "name": peer["model"]}

@@ -1,0 +1,56 @@
+"""Logit matching: squared difference of the logits (Buciluă et al. 2006; the distance of IJCKD)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdstream.errors import UserError
+from kdstream.objectives.checks import need_same_classes
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def logit_distance(student: Tensor, teacher: Tensor, classes: str = "mean") -> Tensor:
+    """Squared difference of the logits, batch mean.
+
+    Args:
+        student: logits z, float [N,C].
+        teacher: logits v, float [N,C].
+        classes: "mean" or "sum" over them; the sum is C times the mean.
+
+    Returns:
+        A scalar >= 0, float32 for half-precision logits.
+    """
+    value = F.mse_loss(at_least_float32(student), at_least_float32(teacher))
+    return value * student.shape[-1] if classes == "sum" else value
+
+
+class LogitMatching(Term):
+    r"""Mean squared difference between the student's and the teacher's logits.
+
+    .. math:: \frac1{NC} \sum_{n,c} (z_{nc} - v_{nc})^2
+
+    Source: Buciluă et al. 2006, "Model Compression"; "Knowledge distillation under ideal joint classifier assumption",
+    algorithms 1 and 3 (outer weight 1). That paper's formula is a squared norm, a sum over classes; its algorithms
+    take the mean over all entries, which is the default here.
+
+    Args:
+        classes: "mean" over them (the algorithms) or "sum" (the formula, C times larger).
+
+    Raises:
+        UserError: another value of ``classes``; no teacher, or one of another number of classes.
+    """
+
+    def __init__(self, classes: str = "mean"):
+        super().__init__()
+        if classes not in ("mean", "sum"):
+            raise UserError(f"logit_mse: classes must be mean or sum, got {classes!r}")
+        self.classes = classes
+
+    def setup(self, task: Task) -> None:
+        need_same_classes("logit_mse", task)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        return logit_distance(student.logits, teacher.logits, self.classes)

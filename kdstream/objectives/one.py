@@ -1,0 +1,126 @@
+"""ONE: a network with several branches learns from their gated ensemble (Lan et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdstream.errors import UserError
+from kdstream.objectives.checks import number, whole
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def ensemble_kl(branches: Tensor, ensemble: Tensor, temperature: float, eps: float = 0.0) -> Tensor:
+    r"""Divergence of every branch from the ensemble, which is a constant to it.
+
+    .. math:: \sum_b \frac{T^2}{N} \sum_n \sum_c P_{nc} (\log P_{nc} - \log \sigma(z_{nb}/T)_c), \quad
+              P = \sigma(z_e/T) + \epsilon
+
+    Args:
+        branches: logits [N,m,C].
+        ensemble: logits [N,C].
+        temperature: T > 0.
+        eps: epsilon >= 0.
+    """
+    log_q = F.log_softmax(at_least_float32(branches) / temperature, dim=-1)
+    log_p = F.log_softmax(at_least_float32(ensemble.detach()) / temperature, dim=-1)
+    p = log_p.exp() + eps
+    log_p = p.log() if eps else log_p
+    return temperature**2 * (p[:, None] * (log_p[:, None] - log_q)).sum() / len(branches)
+
+
+def branch_cross_entropies(branches: Tensor, label: Tensor) -> Tensor:
+    """Each branch's batch mean: logits [N,m,C], int64 [N] -> [m]."""
+    count = branches.shape[1]
+    costs = F.cross_entropy(at_least_float32(branches).flatten(0, 1), label.repeat_interleave(count), reduction="none")
+    return costs.view(-1, count).mean(0)
+
+
+class OnTheFlyNativeEnsemble(Term):
+    r"""Label losses of the branches and of their ensemble, and the branches' divergence from the ensemble.
+
+    .. math:: \lambda \Big(\sum_b \mathrm{CE}(z_b, y) + \mathrm{CE}(z_e, y)\Big) + r D, \quad r = e^{-5 (1 - e/E)^2}
+
+    D is :func:`ensemble_kl`; e counts the epochs of the main phase from 0. The student's last stage is made anew for
+    each branch; a gate, which sees the pooled output of the last shared stage, joins their logits to z_e. A complete
+    loss: the recipe needs no ``ce`` beside it. Terms beside it see the answer of what is exported.
+
+    Source: Lan et al. 2018 (arXiv:1806.04606), section 3, and the authors' code for epsilon and for r. Sarfraz et al.,
+    "Knowledge Distillation Beyond Model Compression", Table I and section III: T = 3, three branches, the
+    classification branch counts.
+
+    Args:
+        branches: how many, >= 2.
+        temperature: T > 0.
+        export: "branch" = the student as the recipe names it, with the first branch; "ensemble" = all branches and the
+            gate. This is also what evaluation measures.
+        ramp: E, epochs over which the divergence gains its weight; null: 4/15 of the main phase (80 of 300 epochs, as
+            in the authors' code); 0: r = 1.
+        labels: lambda >= 0.
+        eps: epsilon >= 0, added to the ensemble's probabilities.
+
+    Raises:
+        UserError: a setting out of range; a student that cannot be branched.
+    """
+
+    uses_teacher = False
+
+    def __init__(
+        self,
+        branches: int = 3,
+        temperature: float = 3.0,
+        export: str = "branch",
+        ramp: float | None = None,
+        labels: float = 1.0,
+        eps: float = 1e-7,
+    ):
+        super().__init__()
+        self.branches = whole("one", "branches", branches, at_least=2)
+        self.temperature = number("one", "temperature", temperature, above=0)
+        if export not in ("branch", "ensemble"):
+            raise UserError(f"one: export must be branch or ensemble, got {export!r}")
+        self.export = export
+        self.ramp = None if ramp is None else number("one", "ramp", ramp, at_least=0)
+        self.labels = number("one", "labels", labels, at_least=0)
+        self.eps = number("one", "eps", eps, at_least=0)
+        self.gain = 1.0
+
+    def adapt(
+        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
+    ) -> nn.Module:
+        # The taps of the branched network: before, the student has none of these names.
+        self.student_taps = ("branches", "ensemble")
+        base = {key: value for key, value in student.spec.items() if key != "num_classes"}
+        network = build(
+            "kdstream.models.branches:Branched",
+            num_classes=student.spec["num_classes"],
+            base=base,
+            branches=self.branches,
+            answer=self.export,
+        )
+        network.adopt(student, image)
+        return network
+
+    def setup(self, task: Task) -> None:
+        if task.student_outputs.features["branches"].shape[1] != self.branches:
+            raise UserError("one: another term changed the student's branches; keep one of the two")
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        return student.branch() if self.export == "branch" else student
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        length = 4 / 15 * epochs if self.ramp is None else self.ramp
+        self.gain = math.exp(-5 * (1 - epoch / length) ** 2) if epoch < length else 1.0
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        branches, ensemble = student.features["branches"], student.features["ensemble"]
+        loss = self.gain * ensemble_kl(branches, ensemble, self.temperature, self.eps)
+        if self.labels:
+            own = F.cross_entropy(at_least_float32(ensemble), batch.label)
+            loss = loss + self.labels * (branch_cross_entropies(branches, batch.label).sum() + own)
+        return loss

@@ -1,0 +1,66 @@
+"""Probabilistic knowledge transfer: who is whose neighbour, as probabilities (Passalis & Tefas 2018)."""
+
+from __future__ import annotations
+
+from torch import Tensor, linalg
+
+from kdstream.objectives.checks import need_teacher, number
+from kdstream.objectives.features import product, tap_pair, vectors
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def neighbours(features: Tensor, eps: float) -> Tensor:
+    """Probability of each sample to be another's neighbour: (cosine + 1) / 2, over the sum of its row.
+
+    Args:
+        features: [N,...], flattened.
+        eps: added to each vector's norm.
+
+    Returns:
+        float64 [N,N]; rows sum to 1.
+    """
+    flat = vectors(features)
+    flat = flat / (linalg.vector_norm(flat, dim=1, keepdim=True) + eps)
+    # The loss is the small difference of nearly equal probabilities. Rounding of the cosines enters it only in second
+    # order as long as the rows sum to 1 exactly and the logarithms are exact: float64 on [N,N], not on the features.
+    kernel = (product(flat, flat.mT).double() + 1) / 2
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+class ProbabilisticTransfer(Term):
+    r"""Divergence of the student's neighbour probabilities from the teacher's, mean over all N^2 pairs.
+
+    .. math:: \frac{1}{N^2} \sum_{ij} P^t_{ij} \log \frac{P^t_{ij} + \epsilon}{P^s_{ij} + \epsilon}, \quad
+              P_{ij} = \frac{(\cos_{ij} + 1) / 2}{\sum_k (\cos_{ik} + 1) / 2}
+
+    With several processes the pairs are those within each process's slice of the batch. Largest tensor: the
+    features, and [N,N] in float64.
+
+    Source: Passalis & Tefas 2018 (ECCV, "Learning deep representations with probabilistic knowledge transfer"), the
+    cosine kernel. The mean with the diagonal is that of the authors' code and RepDistiller (the paper sums over
+    j != i), which goes with RepDistiller's outer weight 30000.
+
+    Args:
+        eps: > 0. Default 1e-7 (the authors' code).
+        tap: the student's feature, of any shape. Default ``penultimate``.
+        teacher_tap: the teacher's; the same name by default.
+
+    Raises:
+        UserError: a setting out of range; no teacher.
+    """
+
+    def __init__(self, eps: float = 1e-7, tap: str = "penultimate", teacher_tap: str | None = None):
+        super().__init__()
+        self.eps = number("pkt", "eps", eps, above=0)
+        self.student_taps, self.teacher_taps = tap_pair("pkt", tap, teacher_tap)
+
+    def setup(self, task: Task) -> None:
+        need_teacher("pkt", task)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        features = student.features[self.student_taps[0]]
+        ours = neighbours(features, self.eps)
+        theirs = neighbours(teacher.features[self.teacher_taps[0]], self.eps)
+        value = (theirs * ((theirs + self.eps).log() - (ours + self.eps).log())).mean()
+        return value.to(vectors(features).dtype)

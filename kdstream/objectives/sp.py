@@ -1,0 +1,55 @@
+"""Similarity-preserving distillation: samples that are alike to the teacher are alike to the student (Tung & Mori
+2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdstream.objectives.checks import need_teacher, tap_pairs
+from kdstream.objectives.features import product, vectors
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def similarities(features: Tensor) -> Tensor:
+    """Inner products of all pairs of samples: [N,...] -> [N,N], at least float32, each row of L2 norm 1 (a row of
+    zeros stays zero)."""
+    flat = vectors(features)
+    return F.normalize(product(flat, flat.mT), dim=1)
+
+
+class SimilarityPreserving(Term):
+    r"""Sum over taps of the mean squared difference of the batch's similarity matrices.
+
+    .. math:: \frac{1}{N^2} \lVert \tilde G_s - \tilde G_t \rVert_F^2, \quad G = F F^\top, \quad
+              \tilde G_{i\cdot} = G_{i\cdot} / \lVert G_{i\cdot} \rVert_2
+
+    F holds one flattened feature a row, so the student's and the teacher's may have any shapes. With several processes
+    the pairs are those within each process's slice of the batch. Largest tensor: the features, and [N,N].
+
+    Source: Tung & Mori 2019 (arXiv:1907.09682), eqs. (1) to (4). Outer weight gamma 3000 and block 3: Sarfraz et al.,
+    "Knowledge Distillation Beyond Model Compression", Table I.
+
+    Args:
+        taps: the student's. Default block 3 (see above).
+        teacher_taps: the teacher's, in the same order; the same names by default.
+
+    Raises:
+        UserError: a setting out of range; no teacher.
+    """
+
+    def __init__(self, taps: Sequence[str] = ("block3",), teacher_taps: Sequence[str] | None = None):
+        super().__init__()
+        self.student_taps, self.teacher_taps = tap_pairs("sp", taps, teacher_taps)
+
+    def setup(self, task: Task) -> None:
+        need_teacher("sp", task)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        return sum(
+            F.mse_loss(similarities(student.features[ours]), similarities(teacher.features[theirs]))
+            for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
+        )

@@ -1,0 +1,146 @@
+"""The student's loss follows the teacher's on particles around each image (TALD, Nguyen-Duc et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdstream.objectives.checks import need_same_classes, number, whole
+from kdstream.objectives.draw import keys, uniform
+from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.processes import count_processes, process_rank
+from kdstream.objectives.term import Task, Term
+from kdstream.types import Batch, Outputs
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [R,D] of about unit length, scaled by their largest entry first so that tiny ones do not vanish."""
+    rows = rows / (rows.abs().amax(1, keepdim=True) + 1e-12)
+    return rows / (1e-6 + rows.square().sum(1, keepdim=True)).sqrt()
+
+
+def rbf_kernel(rows: Tensor, sigma: float) -> Tensor:
+    """exp(-|d_i - d_j|^2 / (1e-8 + 2 sigma^2)): [R,D] -> [R,R]."""
+    # By differences: from products, the diagonal's rounding errors would be large against a small sigma.
+    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.exp(-distance.square() / (1e-8 + 2 * sigma**2))
+
+
+def particles(
+    teacher: Callable[[Tensor], Outputs],
+    images: Tensor,
+    noise: Tensor,
+    sigma: float,
+    xi: float,
+    eps: float,
+    clip: float,
+) -> tuple[Tensor, Tensor]:
+    r"""One step of Stein variational gradient descent from random directions around each image.
+
+    With d the noise, normalised (:func:`unit`), and s the gradient by d of the mean squared difference between the
+    teacher's probabilities at x + xi d and at x:
+
+    .. math:: \phi_i = \mathrm{unit}\Big(\frac1R \sum_j K_{ij} s_j - \frac1R \nabla_{d_i} \sum_j K_{ij}\Big), \quad
+              x' = \mathrm{clip}(x + \epsilon \phi)
+
+    Args:
+        teacher: frozen.
+        images: float [B,3,H,W], standardised.
+        noise: float [R,3,H,W], R = n B: row p B + b is particle p of image b.
+        sigma: of the kernel K, over all rows.
+        xi: how far from the image the teacher is asked.
+        eps: how far the particles go.
+        clip: bound of the pixels' absolute values.
+
+    Returns:
+        Particles [R,3,H,W] and the kernel [R,R], without gradient.
+    """
+    count = len(noise) // len(images)
+    # Half precision would lose the small gradients and steps.
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.no_grad():
+            plain = teacher(images).logits.softmax(1).repeat(count, 1)
+        repeated = images.repeat(count, 1, 1, 1)
+        direction = unit(noise.flatten(1)).requires_grad_()
+        moved = teacher(repeated + xi * direction.view_as(repeated)).logits.softmax(1)
+        (score,) = torch.autograd.grad(F.mse_loss(moved, plain), direction)
+    direction = direction.detach()
+    kernel = rbf_kernel(direction, sigma)
+    repulsion = 2 / (1e-8 + 2 * sigma**2) * (kernel.sum(1, keepdim=True) * direction - kernel @ direction)
+    phi = unit((kernel @ score + repulsion) / len(noise))
+    return (repeated + eps * phi.view_as(repeated)).clamp(-clip, clip), kernel
+
+
+class AdversarialLocalDistribution(Term):
+    r"""Mean squared difference of the student's and the teacher's label losses, on particles and clean images.
+
+    .. math:: \frac1{R+N} \sum_{x \in \text{particles, batch}} \big(\mathrm{CE}_s(x) - \mathrm{CE}_t(x)\big)^2
+
+    The first ``images`` images of a batch get ``particles`` particles each (:func:`particles`); several processes
+    share these images out. The recipe adds ``ce`` (0.1) and ``kd`` (0.9, T = 4); a step costs three passes of the
+    teacher and one of the student over the particles. With a coded teacher, its answers count for the clean images.
+
+    Source: Nguyen-Duc et al. 2023 (WACV), as their code computes it: one step from a random start, the particles of
+    all images in one kernel. With the default sigma particles that differ do not act on each other. Outer weight there
+    0.01. The default eps moves pixels by less than bfloat16 resolves: train in float32.
+
+    Args:
+        particles: n of each image, >= 1.
+        images: how many of a global batch's images get particles, >= 1.
+        sigma: of the kernel, > 0; null: 10^(1-n).
+        xi: > 0, how far from the image the teacher is asked.
+        eps: > 0, how far the particles go (L2, all pixels together).
+        clip: > 0; pixels of particles stay within +-clip, in units of the standardised images.
+
+    Raises:
+        UserError: a setting out of range; no teacher, or one of another number of classes.
+    """
+
+    def __init__(
+        self,
+        particles: int = 4,
+        images: int = 10,
+        sigma: float | None = None,
+        xi: float = 10.0,
+        eps: float = 0.0005,
+        clip: float = 2.5,
+    ):
+        super().__init__()
+        self.particles = whole("tald", "particles", particles, at_least=1)
+        self.images = whole("tald", "images", images, at_least=1)
+        self.sigma = number("tald", "sigma", 10.0 ** (1 - self.particles) if sigma is None else sigma, above=0)
+        self.xi = number("tald", "xi", xi, above=0)
+        self.eps = number("tald", "eps", eps, above=0)
+        self.clip = number("tald", "clip", clip, above=0)
+
+    def setup(self, task: Task) -> None:
+        need_same_classes("tald", task)
+        self.task = task
+
+    def noise(self, batch: Batch, count: int) -> Tensor:
+        """Uniform in (-0.5, 0.5) for the first ``count`` images: [n count,3,H,W], particle after particle."""
+        shape = batch.image.shape[1:]
+        draws = uniform(keys(batch)[:count], self.particles * shape.numel(), "tald") - 0.5
+        return draws.view(count, self.particles, *shape).transpose(0, 1).flatten(0, 1)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        rank, world = process_rank(), count_processes()
+        count = min(self.images // world + (rank < self.images % world), len(batch))
+        students, teachers, labels = [student.logits], [teacher.logits], [batch.label]
+        if count:
+            noise = self.noise(batch, count)
+            moved, _ = particles(
+                self.task.teacher, batch.image[:count], noise, self.sigma, self.xi, self.eps, self.clip
+            )
+            with torch.no_grad():
+                teachers.insert(0, self.task.teacher(moved).logits)
+            students.insert(0, self.task.student(moved).logits)
+            labels.insert(0, batch.label[:count].repeat(self.particles))
+        costs = [
+            F.cross_entropy(at_least_float32(torch.cat(logits)), torch.cat(labels), reduction="none")
+            for logits in (students, teachers)
+        ]
+        return F.mse_loss(*costs)

@@ -1,0 +1,130 @@
+"""kdpp: norm and direction, class means summed over batches and processes, unequal widths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdstream.errors import UserError
+from kdstream.objectives.kdpp import NormAndDirection, norm_and_direction
+from kdstream.objectives.term import Task
+from kdstream.types import Batch, Outputs
+
+CLASSES, WIDTH = 3, 4
+
+
+def values(seed: int, n: int = 6, d: int = WIDTH, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def outputs(features: torch.Tensor) -> Outputs:
+    return Outputs(features.new_zeros(len(features), CLASSES), {"penultimate": features})
+
+
+def batch(n: int = 6) -> Batch:
+    return Batch(torch.zeros(n, 3, 1, 1), torch.arange(n) % CLASSES, torch.arange(n))
+
+
+def made(student_width: int = WIDTH) -> NormAndDirection:
+    term = NormAndDirection()
+    ours, theirs = values(0, 2, student_width).float(), values(1, 2).float()
+    term.setup(Task(CLASSES, 6, 1, outputs(ours), outputs(theirs)))
+    return term
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.01, 100))
+@settings(max_examples=30)
+def test_bounds_and_what_lengths_do(seed, length):
+    ours, theirs, centre = values(seed), values(seed + 1), values(seed + 2)
+    value = norm_and_direction(ours, theirs, centre)
+    assert ((value >= 0) & (value <= 2)).all()
+    torch.testing.assert_close(norm_and_direction(ours, theirs, length * centre), value)
+    longest = 1000 * centre
+    torch.testing.assert_close(norm_and_direction(longest, theirs, centre), torch.zeros(6).double(), rtol=0, atol=1e-9)
+
+
+def test_a_short_feature_grows_and_a_long_one_only_turns():
+    centre, theirs = values(0), values(1)
+    short = (0.1 * values(2)).requires_grad_()
+    norm_and_direction(short, theirs, centre).sum().backward()
+    expected = -centre / centre.norm(dim=1, keepdim=True) / theirs.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(short.grad, expected)
+    long = (100 * values(2)).requires_grad_()
+    norm_and_direction(long, theirs, centre).sum().backward()
+    torch.testing.assert_close((long.grad * long).sum(1), torch.zeros(6).double(), rtol=0, atol=1e-12)
+
+
+def test_class_means_are_sums_over_the_phase():
+    term = made()
+    (phase,) = term.phases()
+    assert (phase.trains, phase.epochs) == ("nothing", 1)
+    features = values(3, 12, dtype=torch.float32)
+    for part in features.split(6):
+        assert getattr(term, phase.loss)(outputs(part), outputs(part), batch()).item() == 0
+    expected = torch.stack([features[c::CLASSES].sum(0) for c in range(CLASSES)])
+    torch.testing.assert_close(term.class_sums, expected)
+    value = term(outputs(values(4).float()), outputs(values(5).float()), batch())
+    centres = (expected / 4)[batch().label]
+    torch.testing.assert_close(value, norm_and_direction(values(4).float(), values(5).float(), centres).mean())
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """Adds its slice, of which one is shorter, and leaves the sums."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        term, part = made(), values(3, 7, dtype=torch.float32).split([3, 4])[rank]
+        label = (torch.arange(7) % CLASSES).split([3, 4])[rank]
+        for _ in range(2):
+            term.add_features(outputs(part), outputs(part), Batch(part, label, label))
+        torch.save(term.class_sums, f"{folder}/{rank}.pt")
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_every_process_has_the_sums_of_all(tmp_path):
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    features = values(3, 7, dtype=torch.float32)
+    expected = 2 * torch.stack([features[c::CLASSES].sum(0) for c in range(CLASSES)])
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_unequal_widths_are_joined_by_an_embedding_that_trains(count):
+    term = made(student_width=9).train()
+    term.class_sums.copy_(values(1, CLASSES).float())
+    ours = values(2, count, 9).float().requires_grad_()
+    value = term(outputs(ours), outputs(values(3, count).float()), batch(count))
+    value.backward()
+    assert value.isfinite()
+    assert ours.grad.isfinite().all()
+    assert all(parameter.grad is not None for parameter in term.parameters())
+    assert len(list(term.parameters())) == 4
+    assert not list(made().parameters())
+
+
+def test_half_precision_and_dead_features_stay_finite():
+    term = made()
+    term.class_sums.copy_(values(1, CLASSES).float())
+    ours = torch.full((6, WIDTH), 3e4, dtype=torch.float16)
+    ours[0] = 0
+    ours.requires_grad_()
+    theirs = torch.zeros(6, WIDTH, dtype=torch.float16)
+    value = term(outputs(ours), outputs(theirs), batch())
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert ours.grad.isfinite().all()
+
+
+def test_what_kdpp_refuses():
+    maps = Outputs(torch.zeros(2, CLASSES), {"penultimate": torch.zeros(2, 4, 8, 8)})
+    vectors = outputs(torch.zeros(2, WIDTH))
+    with pytest.raises(UserError, match=r"kdpp: the teacher's 'penultimate' has shape \[2, 4, 8, 8\]"):
+        NormAndDirection().setup(Task(CLASSES, 6, 1, vectors, maps))
+    with pytest.raises(UserError, match="kdpp: needs a teacher"):
+        NormAndDirection().setup(Task(CLASSES, 6, 1, vectors))

@@ -1,0 +1,174 @@
+"""Presets: every published setting is one that the terms take, the tables agree, and how a recipe names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdstream.errors import UserError
+from kdstream.objectives import OBJECTIVES, parse_loss
+from kdstream.objectives.presets import expanded, presets, term_presets, term_settings
+
+README = Path(__file__).parents[1] / "golden" / "README-logits.md"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_a_loss(name):
+    preset = presets()[name]
+    loss = parse_loss({"preset": name})
+    assert {term: weight for term, weight, _ in loss} == {
+        term: settings.get("weight", 1) for term, settings in preset.loss.items()
+    }
+    assert len(preset.source) > 10
+    assert "/" in preset.family
+
+
+def test_short_names_belong_to_terms_that_exist():
+    assert {term for preset in presets().values() for term in preset.loss} <= OBJECTIVES.keys()
+    for term in OBJECTIVES:
+        for name, full in term_presets(term).items():
+            assert all(term_settings(term, other) == presets()[other].loss[term] for other in full)
+            if len(full) == 1:
+                assert term_settings(term, name) == presets()[full[0]].loss[term]
+
+
+ZOO = {"WRN-": "wrn_", "res": "resnet", "VGG": "vgg", "R50": "ResNet50", "MV2": "MobileNetV2", "SV": "ShuffleV"}
+
+
+def pair(text: str) -> str:
+    """ "WRN-40-2→16-2" as the presets call it."""
+    teacher, student = text.split("→")
+    if student[0].isdigit():  # of the teacher's family
+        student = teacher[: next(i for i, letter in enumerate(teacher) if letter.isdigit())] + student
+    names = []
+    for name in (teacher, student):
+        start = next(start for start in ZOO if name.startswith(start))
+        names.append((ZOO[start] + name[len(start) :]).replace("-", "_"))
+    return f"cifar100/{'-'.join(names)}"
+
+
+def tables() -> list[tuple[str, str, list[float]]]:
+    """Tables 8 and 9 of the TTM paper as the golden values' README has them: (row, pair, numbers)."""
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.read_text().splitlines()
+        if line.startswith(("| CIFAR-100,", "| TTM |", "| WTTM"))
+    ]
+    found, pairs = [], []
+    for first, *rest in cells:
+        if first.startswith("CIFAR-100,"):
+            pairs = [pair(text) for text in rest]
+        else:
+            found += [
+                (first, name, [float(number) for number in cell.split(",")])
+                for name, cell in zip(pairs, rest, strict=True)
+            ]
+    return found
+
+
+FAMILIES = {
+    "TTM": "ttm/ttm",
+    "WTTM": "ttm/wttm",
+    "WTTM+CRD": "ttm/wttm+crd",
+    "WTTM+ITRD": "ttm/wttm+itrd",
+    "WTTM without CE ($\\gamma$)": "ttm/wttm-without-ce",
+}
+
+
+def test_the_tables_of_transformed_teacher_matching():
+    rows = tables()
+    assert len(rows) == 5 * 7 + 4 * 6
+    for row, name, (gamma, *beta) in rows:
+        loss = presets()[f"{FAMILIES[row]}/{name}"].loss
+        term = "ttm" if row == "TTM" else "wttm"
+        assert loss[term] == {"weight": beta[0] if beta else 1, "gamma": gamma}, (row, name)
+        assert ("ce" in loss) == bool(beta)
+        assert ("crd" in loss, "itrd" in loss) == ("CRD" in row, "ITRD" in row)
+        if row == "WTTM+CRD":
+            assert loss["crd"] == {"weight": 0.8}
+        if row == "WTTM+ITRD":
+            without = name in {
+                f"cifar100/{pair}" for pair in ("ResNet50-MobileNetV2", "ResNet50-vgg8", "wrn_40_2-ShuffleV1")
+            }
+            alike = name.removeprefix("cifar100/").split("-")
+            alpha = 1.01 if alike[0][:3] == alike[1][:3] else 1.5
+            assert loss["itrd"] == {"weight": 1, "beta_corr": 2, "beta_mi": 0 if without else 1, "alpha_it": alpha}
+
+
+def test_a_terms_preset():
+    ((name, weight, term),) = parse_loss({"wttm": {"preset": "cifar100/resnet32x4-resnet8x4"}})
+    assert (name, weight, term.gamma) == ("wttm", 3, 0.1)
+
+
+def test_own_settings_go_before_a_terms_preset():
+    loss = parse_loss({"ce": 1, "wttm": {"gamma": 0.5, "preset": "cifar100/resnet32x4-resnet8x4"}})
+    assert [(name, weight) for name, weight, _ in loss] == [("ce", 1), ("wttm", 3)]
+    assert loss[1].term.gamma == 0.5
+    ((_, weight, _),) = parse_loss({"wttm": {"weight": 7, "preset": "cifar100/resnet32x4-resnet8x4"}})
+    assert weight == 7
+
+
+def test_a_term_out_of_a_whole_loss():
+    assert term_settings("wttm", "ttm/wttm+crd/cifar100/vgg13-vgg8") == {"weight": 4, "gamma": 0.2}
+
+
+def test_the_same_values_from_two_papers_need_no_choice():
+    assert len(term_presets("kd")["cifar100"]) > 1
+    assert term_settings("kd", "cifar100") == {"weight": 0.9, "temperature": 4}
+
+
+def test_a_whole_loss_with_changes():
+    loss = {"preset": "beyond/at/cifar100", "at": {"p": 3}, "ce": 0.5, "kd": {"preset": "cifar100", "weight": 2}}
+    assert expanded(loss) == {
+        "ce": {"weight": 0.5},
+        "at": {"weight": 1000, "taps": ["block1", "block2", "block3"], "p": 3},
+        "kd": {"weight": 2, "temperature": 4},
+    }
+    assert [(name, weight) for name, weight, _ in parse_loss(loss)] == [("ce", 0.5), ("at", 1000), ("kd", 2)]
+
+
+def test_what_is_no_preset_passes():
+    loss = {"ce": 1, "kd": None, "at": [3], 4: 1}
+    assert expanded(loss) == loss
+
+
+def test_a_change_of_settings_leaves_the_data_alone():
+    term_settings("kd", "cifar100")["temperature"] = 9
+    expanded({"preset": "ttm/kd/cifar100"})["kd"]["temperature"] = 9
+    assert term_settings("kd", "cifar100")["temperature"] == 4
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            {"wttm": {"preset": "cifar100/resnet32x4-resnet8x"}},
+            "loss.wttm: unknown preset 'cifar100/resnet32x4-resnet8x': did you mean 'cifar100/resnet32x4-resnet8x4'?",
+        ),
+        (
+            {"preset": "ttm/wttm+crd/cifar100/resnet32x4-resnet8"},
+            "loss: unknown preset 'ttm/wttm+crd/cifar100/resnet32x4-resnet8': did you mean "
+            "'ttm/wttm+crd/cifar100/resnet32x4-resnet8x4'?",
+        ),
+        ({"kd": {"preset": "zzz"}}, "loss.kd: unknown preset 'zzz': known: cifar10, cifar100, cub200, "),
+        ({"preset": 3}, "loss: unknown preset 3: known: beyond/at/..., "),
+        ({"logit_mse": {"preset": "cifar100"}}, "loss.logit_mse: has no presets; those that have: ab, at, "),
+        (
+            {"fitnet": {"preset": "cifar100"}},
+            "loss.fitnet: preset 'cifar100' is published with different values: choose beyond/fitnet/cifar100 or "
+            "repdistiller/fitnet/cifar100",
+        ),
+        (
+            {"wttm": {"preset": "cifar100/vgg13-vgg8", "gama": 1}},
+            "loss.wttm: unknown setting 'gama': did you mean 'gamma'?",
+        ),
+        ({"preset": "ttm/kd/cifar100", "kd": "much"}, "loss.kd: weight must be a finite number >= 0, got 'much'"),
+        ({"preset": "ttm/kd/cifar100", "kdd": 1}, "loss: unknown objective 'kdd': did you mean 'kd'?"),
+    ],
+)
+def test_mistakes(loss, message):
+    with pytest.raises(UserError) as caught:
+        parse_loss(loss)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
