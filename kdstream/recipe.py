@@ -83,6 +83,24 @@ class Teacher(Model):
     std: Triple | None = None
 
 
+class Assistant(Model):
+    """A network between teacher and student: taught by the one before it, it teaches the next.
+
+    Attributes:
+        train: settings that replace the recipe's, for this training.
+    """
+
+    train: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_trained(self) -> Assistant:
+        if self.weights is not None:
+            raise ValueError("an assistant is trained by this job and has no weights yet; a trained one is a teacher")
+        if self.model is None:
+            raise ValueError("an assistant needs a model")
+        return self
+
+
 class Optimizer(Part):
     """SGD with momentum."""
 
@@ -125,6 +143,8 @@ class Recipe(Part):
     Attributes:
         name: of the job; default: the file's.
         data, teacher, student: see their classes; the teacher may be missing where no term of the loss needs one.
+        assistants: networks by which the teacher's knowledge reaches the student step by step (TAKD), largest first:
+            each learns with this recipe from the one before it, the student from the last.
         stream: the training chain (:mod:`kdstream.stream.language`). ``teacher`` and ``normalize`` are appended where
             missing; ``coded`` and ``teacher`` are left out where no term of the loss looks at the teacher.
         eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)`` where training has
@@ -136,7 +156,10 @@ class Recipe(Part):
         channels_last: keep images and weights in that memory format, which suits GPUs; None = on GPUs.
         compile: torch.compile for the teacher's forward pass.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
-            validation accuracy (which then is no longer an unbiased estimate).
+            validation accuracy (which then is no longer an unbiased estimate). Where several networks are trained, as
+            in mutual learning, that of the most accurate among them.
+        export_all: of several networks, write every one, to peers/NAME in the run's folder ("best": as they were in
+            the epoch of the best).
         runs: several students from one teacher: name -> settings that replace the recipe's.
         out: folder for results; default runs/NAME.
         workers: reader processes of each process.
@@ -148,6 +171,9 @@ class Recipe(Part):
     name: str = "recipe"
     data: Data
     teacher: Teacher | None = None
+    assistants: Annotated[
+        list[Assistant], BeforeValidator(lambda v: [v] if isinstance(v, str | dict) else v)  # one needs no list
+    ] = []
     student: Model
     stream: str = "decode | augment(cifar)"
     eval_stream: str | None = None
@@ -164,6 +190,7 @@ class Recipe(Part):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"
+    export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
     out: str | None = None
     workers: Annotated[int, Field(ge=0)] = 2
@@ -225,10 +252,14 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
             raise UserError(f"{what}: runs: {name!r} is no name for a run: letters, digits, space, '.', '+', '-' only")
         if (other := places.setdefault(run_folder(name), name)) != name:
             raise UserError(f"{what}: runs {other!r} and {name!r} would share a folder: rename one of them")
-        _refuse_shared(over, f"{what}: runs.{name}")
+        _refuse(over, SHARED, f"{what}: runs.{name}", "it is one for the whole recipe")
         recipe.variant(over, name, f"{what}: runs.{name}")
     if recipe.teacher is not None and recipe.teacher.train is not None:
-        _refuse_shared(recipe.teacher.train, f"{what}: teacher.train")
+        _refuse(recipe.teacher.train, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
+    for i, assistant in enumerate(recipe.assistants):
+        where = f"{what}: assistants.{i}.train"
+        _refuse(assistant.train, SHARED, where, "it is one for the whole recipe")
+        _refuse(assistant.train, ("student", "assistants"), where, "the list of assistants says who learns from whom")
     return recipe
 
 
@@ -237,11 +268,14 @@ def run_folder(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _refuse_shared(over: Mapping[str, Any], where: str) -> None:
-    """What all trainings of a job share cannot be replaced for one of them."""
-    for key in ("data", "teacher", "precision", "out", "name", "runs"):
+SHARED = ("data", "teacher", "precision", "out", "name", "runs")
+"""What all trainings of a job share and none of them can have for itself."""
+
+
+def _refuse(over: Mapping[str, Any], keys: Sequence[str], where: str, why: str) -> None:
+    for key in keys:
         if key in over:
-            raise UserError(f"{where} cannot have its own {key!r}: it is one for the whole recipe")
+            raise UserError(f"{where} cannot have its own {key!r}: {why}")
 
 
 def _explain(error: ValidationError) -> str:
@@ -251,6 +285,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         part: Any = Recipe
         for name in path[:-1]:
+            if name.isdigit():  # within a list
+                continue
             part = _part_class(part.model_fields[name].annotation)
         return f"unknown setting {where!r}: {nearest(path[-1], part.model_fields)}"
     if first["type"] == "missing":

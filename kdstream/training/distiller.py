@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -73,8 +73,10 @@ class Distiller(nn.Module):
             loss (scalar), the unweighted value of each of the stage's losses (detached, [T]), the student's logits
             (detached, [N,C]).
         """
+        # For the terms as well: some have networks of their own, or ask the student again.
+        batch = replace(batch, image=batch.image.contiguous(memory_format=self.layout))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.trains == "student"):
-            student: Outputs = self.student(batch.image.contiguous(memory_format=self.layout))
+            student: Outputs = self.student(batch.image)
         values = [loss(student, batch.teacher, batch) for _, _, loss in self.stage.losses]
         total = sum(
             (weight * value for (_, weight, _), value in zip(self.stage.losses, values, strict=True)),

@@ -38,6 +38,8 @@ from kdstream.training.stop import StopFlag, Stopped
 from kdstream.training.sums import Sums
 from kdstream.types import Batch, Outputs
 
+PEERS = "peers"
+"""Folder within a run's, for all the networks of a cohort."""
 CHECK_EVERY = 20
 """Steps between looks at the losses on a GPU, where each look stalls the queue; on a CPU every step is checked."""
 
@@ -197,7 +199,7 @@ class Trainer:
         if tapped_teacher is not None:
             tapped_teacher.to(device)
         self.distiller = Distiller(student, terms, self._layout()).to(device, memory_format=self._layout())
-        for _, _, term in terms:
+        for _, _, term in reversed(terms):  # what was put on last comes off first
             network = term.deploy(network)
         self.networks: dict[str, nn.Module] = {"student": network}
         for _, _, term in terms:
@@ -447,10 +449,10 @@ class Trainer:
                 )
         best = max(tops, key=lambda name: tops[name])
         if stage.phase is None and tops[best] > self.best.get("top1", -math.inf):
-            self.best = {"top1": tops[best], "epoch": self.global_epoch + 1, "network": best}
+            self.best = {"top1": tops[best], "epoch": self.global_epoch + 1, "network": best, "tops": tops}
             if self.accelerator.is_main_process:
                 save_checkpoint(self._network_state(best), self.folder / "best.pt")
-        self.last_row = {**row, "network": best, "top1": tops[best]}
+        self.last_row = {**row, "network": best, "top1": tops[best], "tops": tops}
         if self.uses_teacher:
             self.last_row |= self._teacher_summary(values, self._reduce(sums.qualities.clone()))
         wait_share = min(1.0, self.stream.wait_seconds / max(speed["seconds"], 1e-9))
@@ -478,7 +480,10 @@ class Trainer:
         return {"teacher": summary, **({"qualities": chosen} if chosen else {})}
 
     def _network_state(self, name: str) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "network": name, "state": self.networks[name].state_dict()}
+        state = {"fingerprint": self.fingerprint, "network": name, "state": self.networks[name].state_dict()}
+        if self.recipe.export_all:
+            state["others"] = {other: net.state_dict() for other, net in self.networks.items() if other != name}
+        return state
 
     def _save(self, at: dict[str, int], optimizer: Any) -> None:
         """Write last.pt: everything that the rest of the training depends on."""
@@ -521,15 +526,16 @@ class Trainer:
 
     def _finish(self, epochs: int) -> dict[str, Any]:
         self.accelerator.wait_for_everyone()  # best.pt is there
-        name = self.last_row["network"]
+        name, tops = self.last_row["network"], self.last_row["tops"]
         accuracy = {
             key: self.last_row[f"val/{key}" if name == "student" else f"val/{name}/{key}"] for key in ("top1", "top5")
         }
         if self.recipe.export == "best":
-            name = self.best["network"]
+            name, tops = self.best["network"], self.best["tops"]
             best = load_checkpoint(self.folder / "best.pt")
             assert best is not None
-            self.networks[name].load_state_dict(best["state"])
+            for one, weights in {name: best["state"], **best.get("others", {})}.items():
+                self.networks[one].load_state_dict(weights)
             accuracy = {"top1": self.best["top1"]}
         network = self.networks[name]
         result: dict[str, Any] = {
@@ -538,27 +544,34 @@ class Trainer:
             **accuracy,
             "best_top1": self.best["top1"],
             "best_epoch": self.best["epoch"],
-            "model": self.recipe.student.model or network.spec["name"],
+            "model": (self.recipe.student.model if name == "student" else None) or network.spec["name"],
             "params": sum(parameter.numel() for parameter in network.parameters()),
             "epochs": epochs,
             "seconds": self.seconds,
             "images_per_s": self.images / self.seconds if self.seconds else 0.0,
             "network": name,
+            **({"networks": tops} if len(tops) > 1 else {}),
             **{key: self.last_row[key] for key in ("teacher", "qualities") if key in self.last_row},
         }
         if self.accelerator.is_main_process:
-            save_student(
-                self.folder,
-                network,
-                classes=self.train.classes,
-                mean=self.train.mean,
-                std=self.train.std,
-                image_size=tuple(self.probe.image.shape[-2:]),
-                extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
-            )
+            if self.recipe.export_all:
+                for one, top1 in tops.items():
+                    self._export(self.folder / PEERS / one, one, {"network": one, "top1": top1})
+            self._export(self.folder, name, result)
             write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.accelerator.wait_for_everyone()
         return result
+
+    def _export(self, folder: Path, name: str, result: dict[str, Any]) -> None:
+        save_student(
+            folder,
+            self.networks[name],
+            classes=self.train.classes,
+            mean=self.train.mean,
+            std=self.train.std,
+            image_size=tuple(self.probe.image.shape[-2:]),
+            extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
+        )
 
 
 def _leaving(stream: Stream) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Job: everything that a recipe asks for, in order: shards, teacher, students, table and report."""
+"""Job: everything that a recipe asks for, in order: shards, teacher, assistants, students, table and report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ import accelerate
 import torch
 import yaml
 from accelerate import Accelerator
+from torch import nn
 
 import kdstream
+from kdstream import recipe as settings
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build
 from kdstream.objectives import parse_loss
-from kdstream.recipe import Model, Recipe, make_recipe, run_folder
+from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.training.chains import evaluation_chain, training_chain
-from kdstream.training.fit import Trainer
+from kdstream.training.fit import PEERS, Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, load_teacher, need_weights_file, tapped
 from kdstream.training.progress import Display
@@ -72,20 +75,31 @@ class Job:
         runs = {name: recipe.variant(over, name, recipe.name) for name, over in recipe.runs.items()}
         runs = runs or {recipe.name: recipe}
         teaching = self._teacher_recipe()
+        chains = {name: self._links(one.assistants) for name, one in runs.items()}
         for one in [*runs.values(), *([teaching] if teaching else [])]:
             check(one)
+        for link in (link for links in chains.values() for link in links):
+            check(link)
+            if not any(term.uses_teacher for _, _, term in parse_loss(link.loss)):
+                raise UserError(
+                    f"recipe {link.name}: its loss ({', '.join(link.loss)}) does not look at a teacher: name one that "
+                    "does, by loss: of the recipe or of the assistant's train:"
+                )
         train, val = self._data()
         folder = recipe.folder()
         if self.accelerator.is_main_process:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
         teacher, teacher_folder = self._teacher(teaching, train, val)
-        results = []
+        results: list[dict[str, Any]] = []
+        assistants: list[Path] = []
         for name, one in runs.items():
             place = folder / run_folder(name) if recipe.runs else folder
-            results.append(self._fit(one, place, train, val, teacher))
+            last, passed = self._assist(chains[name], teacher, train, val)
+            assistants += [link for link in passed if link not in assistants]
+            results.append(self._fit(one, place, train, val, last))
         if self.accelerator.is_main_process:
-            self._report(folder, runs, results, teacher_folder, train)
+            self._report(folder, runs, results, teacher_folder, assistants, train)
         return results
 
     def _fit(self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None) -> Any:
@@ -102,8 +116,19 @@ class Job:
         # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
         calls = [call for call in parse_calls(self.recipe.stream) if call.name not in ("coded", "teacher")]
         alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
-        base = self.recipe.model_copy(update=alone)
+        base = self.recipe.model_copy(update={**alone, "assistants": [], "export_all": False})
         return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
+
+    def _links(self, assistants: Sequence[Assistant]) -> list[Recipe]:
+        """How to train each assistant: the recipe with it as the student, after those before it."""
+        links = []
+        for i, assistant in enumerate(assistants):
+            student = Model(model=assistant.model, options=assistant.options, taps=assistant.taps)
+            alone = {"student": student, "assistants": list(assistants[:i]), "export_all": False}
+            base = self.recipe.model_copy(update=alone)
+            name = f"assistant {assistant.model}"
+            links.append(base.variant(assistant.train, name, f"{self.recipe.name}: assistants.{i}.train"))
+        return links
 
     def _data(self) -> tuple[ShardSet, ShardSet]:
         """The splits; makes them first where the recipe names a source."""
@@ -145,13 +170,39 @@ class Job:
             return None, None
         if teaching is None:
             return load_teacher(wanted, train.num_classes), None
-        # Named by everything that decides the result, so that no other recipe or data set finds it in its way.
-        mark = hashlib.sha256(f"{teaching.fingerprint()}-{train.fingerprint}".encode()).hexdigest()[:8]
-        name = f"{train.name}-{wanted.model}-{mark}".replace("/", "_").replace(":", "_")
-        folder = self.recipe.folder().parent / "teachers" / name
+        folder = self._kept(teaching, train)
         self._fit(teaching, folder, train, val, None)
         found = wanted.model_copy(update={"weights": str(folder), "train": None})
         return load_teacher(found, train.num_classes), folder
+
+    def _kept(self, recipe: Recipe, train: ShardSet, taught_by: str = "") -> Path:
+        """The folder of a network that teaches others, named by everything that decides the result, so that no other
+        recipe or data set finds it in its way."""
+        deciding = f"{recipe.fingerprint()}-{train.fingerprint}{taught_by}"
+        mark = hashlib.sha256(deciding.encode()).hexdigest()[:8]
+        name = f"{train.name}-{recipe.student.model}-{mark}".replace("/", "_").replace(":", "_")
+        return self.recipe.folder().parent / "teachers" / name
+
+    def _assist(
+        self, links: Sequence[Recipe], teacher: Teacher | None, train: ShardSet, val: ShardSet
+    ) -> tuple[Teacher | None, list[Path]]:
+        """Pass the teacher's knowledge on from assistant to assistant; the last one, and the folders of all."""
+        folders: list[Path] = []
+        for i, link in enumerate(links, 1):
+            assert teacher is not None
+            before = teacher.network.spec["name"]
+            folder = self._kept(link, train, f"-{teacher.hash}")
+            self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
+            self._fit(link, folder, train, val, teacher)
+            # What was exported says which network it is; only somebody's own code must be named to be run.
+            model = link.student.model if ":" in str(link.student.model) else None
+            student = link.student.model_copy(update={"weights": str(folder), "model": model})
+            teacher = load_teacher(settings.Teacher(**student.model_dump()), train.num_classes)
+            folders.append(folder)
+        if links:
+            last = links[-1].student.model
+            self.display.headline(f"Link {len(links) + 1} of {len(links) + 1}: the student learns from {last}")
+        return teacher, folders
 
     def _report(
         self,
@@ -159,16 +210,14 @@ class Job:
         runs: dict[str, Recipe],
         results: list[dict[str, Any]],
         teacher: Path | None,
+        assistants: Sequence[Path],
         train: ShardSet,
     ) -> None:
-        records = []
+        records = [_record(place, "assistant") for place in assistants]
         for name, result in zip(runs, results, strict=True):
             place = folder / run_folder(name) if self.recipe.runs else folder
             records.append(RunRecord(name, read_metrics(place), read_speed(place), result))
-        taught = None
-        if teacher is not None:
-            result = _read_result(teacher)
-            taught = RunRecord(str(result["name"]), read_metrics(teacher), read_speed(teacher), result)
+        taught = None if teacher is None else _record(teacher)
         device = (
             torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor() or "CPU"
         )
@@ -195,6 +244,8 @@ def check(recipe: Recipe) -> None:
         asking = [name for name, _, term in terms if term.uses_teacher]
         if asking and recipe.teacher is None:
             raise UserError(f"the loss ({', '.join(asking)}) needs a teacher: add teacher: to the recipe")
+        if recipe.assistants and recipe.teacher is None:
+            raise UserError("the first of the assistants needs a teacher: add teacher: to the recipe")
         if not any(term.in_main for _, _, term in terms):
             names = ", ".join(name for name, _, _ in terms)
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
@@ -202,22 +253,40 @@ def check(recipe: Recipe) -> None:
         evaluation_chain(recipe)
         for role, wanted, taps in (
             ("student", recipe.student, [tap for _, _, term in terms for tap in term.student_taps]),
-            ("teacher", recipe.teacher, [tap for _, _, term in terms for tap in term.teacher_taps]),
+            (
+                "assistant" if recipe.assistants else "teacher",
+                recipe.assistants[-1] if recipe.assistants else recipe.teacher,
+                [tap for _, _, term in terms for tap in term.teacher_taps],
+            ),
         ):
             if wanted is None:
                 continue
             need_weights_file(wanted, role)
-            if wanted.model is not None and ":" in wanted.model:
-                MODELS.find(wanted.model)
-            elif wanted.model is not None:
-                options = {key: value for key, value in wanted.options.items() if key != "weights"}
-                # Its structure only, at no cost; torchvision's RegNets compute with tensors and cannot be built so.
-                with torch.device("meta"), contextlib.suppress(NotImplementedError):
-                    tapped(build(wanted.model, 10, **options), taps, wanted)
+            if wanted.model is not None:
+                network = _outline(wanted.model, wanted.options)
+                if network is not None:
+                    tapped(network, taps, wanted)
             elif wanted.weights is None:
                 raise UserError(f"{role}.model is missing: name a network, such as {role}=resnet20")
+        for spec in (dict(spec) for _, _, term in terms for spec in term.builds):
+            _outline(spec.pop("name"), spec)
     except UserError as error:
         raise UserError(f"recipe {recipe.name}: {error}") from None
+
+
+def _outline(name: str, options: Mapping[str, Any]) -> nn.Module | None:
+    """The structure of a network, at no cost; None where it takes data to build it.
+
+    Raises:
+        UserError: an unknown name or option.
+    """
+    if ":" in name:
+        MODELS.find(name)
+        return None
+    # torchvision's RegNets compute with tensors and cannot be built so.
+    with torch.device("meta"), contextlib.suppress(NotImplementedError):
+        return build(name, 10, **{key: value for key, value in options.items() if key != "weights"})
+    return None
 
 
 def _has_split(folder: Path, split: str) -> bool:
@@ -235,15 +304,21 @@ def _forget(folder: Path, recipe: Recipe) -> None:
         for name in WRITTEN:
             (place / name).unlink(missing_ok=True)
             (place / f"{name}.part").unlink(missing_ok=True)
+        peers = list(place.glob(f"{PEERS}/*/student.json"))
+        for peer in peers:
+            peer.unlink()
+            peer.with_suffix(".safetensors").unlink(missing_ok=True)
         for event in place.glob("tensorboard/events.out.tfevents.*"):
             event.unlink()
-        for empty in (place / "tensorboard", place):
+        for empty in (*(peer.parent for peer in peers), place / PEERS, place / "tensorboard", place):
             with contextlib.suppress(OSError):  # the user keeps something in it
                 empty.rmdir()
 
 
-def _read_result(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "result.json").read_text()))
+def _record(folder: Path, role: str = "student") -> RunRecord:
+    """What the folder of a finished training tells about it."""
+    result = dict(json.loads((folder / "result.json").read_text()))
+    return RunRecord(str(result["name"]), read_metrics(folder), read_speed(folder), result, role)
 
 
 def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Converted(nn.Module):
         return self.network.module
 
     @property
+    def paths(self) -> dict[str, str]:
+        """Tap name -> module path, of the taps that it gives."""
+        return self.network.paths
+
+    @property
     def classifier(self) -> nn.Linear:
         """Its last linear layer."""
         return self.network.classifier

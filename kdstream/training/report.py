@@ -32,12 +32,14 @@ class RunRecord:
             ``teacher``: {"entropy": [mean, std], "gt_probability": [mean, std]} of the teacher's answers to the images
             of this run (the coded teacher's where there are ``qualities``); ``plain`` and ``coded``: the same of the
             two teachers measured side by side.
+        role: "student", or "assistant" for one that only hands on to the students what it learns.
     """
 
     name: str
     metrics: list[dict[str, Any]] = field(default_factory=list)
     speed: list[dict[str, Any]] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
+    role: str = "student"
 
 
 def write_report(
@@ -113,12 +115,15 @@ def _page(
 def _summary(runs: Sequence[RunRecord], teacher: RunRecord | None, looks: Sequence[_Look]) -> str:
     if not runs:
         return _section("Results", "<p>No run has finished yet.</p>")
-    students = [run for run in runs if run is not teacher]
+    students = _students(runs, teacher)
     baseline = _baseline(students)
-    best = best_index([_top1(run) if run is not teacher else None for run in runs]) if len(students) > 1 else None
+    mine = {id(run) for run in students}
+    best = best_index([_top1(run) if id(run) in mine else None for run in runs]) if len(students) > 1 else None
     reference = _top1(baseline) if baseline else None
     differences = [
-        None if reference is None or run is teacher or run is baseline or _top1(run) is None else _top1(run) - reference
+        None
+        if reference is None or id(run) not in mine or run is baseline or _top1(run) is None
+        else _top1(run) - reference
         for run in runs
     ]
     columns: list[tuple[str, list[str]]] = [("top-1 %", _decimals([_top1(run) for run in runs], 2))]
@@ -136,7 +141,8 @@ def _summary(runs: Sequence[RunRecord], teacher: RunRecord | None, looks: Sequen
     head = "".join(f"<th scope='col'>{_html(name)}</th>" for name in ["", *(name for name, _ in columns)])
     body = []
     for i, (run, look) in enumerate(zip(runs, looks, strict=True)):
-        tags = "<span class='tag'>teacher</span>" if run is teacher else ""
+        role = "teacher" if run is teacher else run.role
+        tags = f"<span class='tag'>{_html(role)}</span>" if role != "student" else ""
         tags += "<span class='tag best'>best</span>" if i == best else ""
         cells = "".join(f"<td>{_html(cells[i])}</td>" for _, cells in columns)
         mark = " class='best'" if i == best else ""
@@ -145,6 +151,10 @@ def _summary(runs: Sequence[RunRecord], teacher: RunRecord | None, looks: Sequen
         )
     table = f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     return _section("Results", table)
+
+
+def _students(runs: Sequence[RunRecord], teacher: RunRecord | None) -> list[RunRecord]:
+    return [run for run in runs if run is not teacher and run.role == "student"]
 
 
 def _baseline(students: Iterable[RunRecord]) -> RunRecord | None:
@@ -385,7 +395,7 @@ def _shared_charts(
     runs: Sequence[RunRecord], teacher: RunRecord | None, looks: Sequence[_Look], draw: _Plotter
 ) -> list[str]:
     """The charts that all runs share; epochs of the main phase, counted from 1."""
-    students = [run for run in runs if run is not teacher]
+    students = _students(runs, teacher)
     accuracy = _curves(runs, looks, "val/top1")
     end = _last_third(accuracy)
     note = ""
