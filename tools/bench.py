@@ -25,7 +25,7 @@ from rich.console import Console
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
 
-for name in ("jpeg", "coded"):
+for name in ("jpeg", "coded", "taps", "step"):
     importlib.import_module(f"benches.{name}")  # enters itself in BENCHES
 
 

@@ -44,7 +44,7 @@ class Steps:
         torch.manual_seed(0)
         images = noise(batch, size)
         network = build(teacher, classes)
-        _settle(network, standardise(images, MEAN, STD))
+        settle(network, standardise(images, MEAN, STD))
         self.teacher = Tapped(network).requires_grad_(False).eval()
         self.distiller = Distiller(
             Tapped(build(student, classes)), parse_loss({"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}})
@@ -91,7 +91,7 @@ class Steps:
 
 
 @torch.no_grad()
-def _settle(network: nn.Module, images: Tensor) -> None:
+def settle(network: nn.Module, images: Tensor) -> None:
     """Set the BatchNorm statistics of a fresh network to those of ``images``, as training would: no huge numbers."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
