@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdstream.errors import UserError
 from kdstream.registry import nearest
@@ -50,8 +50,9 @@ class Model(Part):
     """A network: the student.
 
     Attributes:
-        model: a name that :func:`kdstream.models.build` knows, or a dotted path.
-        weights: file with its weights, or the folder of a student that kdstream exported.
+        model: a name that :func:`kdstream.models.build` knows, or a dotted path; may be left out where ``weights`` are
+            an export, or a file in which the network is recognised.
+        weights: file with its weights, http(s) address of one, or the folder of a student that kdstream exported.
         options: further keyword arguments for ``build``.
         taps: tap name -> module path, for networks that do not name theirs.
     """
@@ -67,7 +68,16 @@ class Model(Part):
         if not isinstance(value, str):
             return value
         is_file = "/" in value or "\\" in value or Path(value).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
-        return {"weights" if is_file and ":" not in value else "model": value}
+        is_address = "://" in value
+        return {"weights" if is_address or (is_file and ":" not in value) else "model": value}
+
+    @field_validator("options")
+    @classmethod
+    def _leaves_the_rest_to_the_job(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, source in (("num_classes", "the data says it"), ("name", "it is the model's")):
+            if key in value:
+                raise ValueError(f"leave {key} out: {source}")
+        return value
 
 
 class Teacher(Model):
@@ -144,7 +154,8 @@ class Recipe(Part):
         name: of the job; default: the file's.
         data, teacher, student: see their classes; the teacher may be missing where no term of the loss needs one.
         assistants: networks by which the teacher's knowledge reaches the student step by step (TAKD), largest first:
-            each learns with this recipe from the one before it, the student from the last.
+            each learns with this recipe from the one before it, the student from the last. Like the teacher, they are
+            trained once for all ``runs``: with the recipe's own settings, not with those of a run.
         stream: the training chain (:mod:`kdstream.stream.language`). ``teacher`` and ``normalize`` are appended where
             missing; ``coded`` and ``teacher`` are left out where no term of the loss looks at the teacher.
         eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)`` where training has

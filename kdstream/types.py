@@ -52,7 +52,7 @@ class Batch:
         quality: int64 [N], the JPEG quality of the version that the teacher saw, -1 = the original; or None.
         teacher: the teacher's answer, detached, or None.
         rng_key: int64 [N], random keys derived from (seed, epoch, index). Every random draw of a stage comes from
-            these (:func:`kdstream.stream.draw.uniform`), hence the same epoch always gives the same views, whatever
+            these (:func:`kdstream.draw.uniform`), hence the same epoch always gives the same views, whatever
             the number of processes and workers. None: the index serves as key.
         qualities: int64 [N,V], the JPEG quality of each version in ``variants``; None without versions.
         selector: how the ``teacher`` stage chooses among the versions; set by ``coded`` together with ``variants``.

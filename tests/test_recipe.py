@@ -50,6 +50,8 @@ def test_data_and_student_are_all_a_recipe_needs():
         ("weights.pth", None, "weights.pth"),
         ("student.safetensors", None, "student.safetensors"),
         ("./resnet56", None, "./resnet56"),
+        ("https://host/wrn_40_2.pth", None, "https://host/wrn_40_2.pth"),
+        ("http://host:8000/file?id=7", None, "http://host:8000/file?id=7"),
     ],
 )
 def test_a_network_in_one_word_is_a_model_or_a_file(text, model, weights):
@@ -81,7 +83,7 @@ def test_defaults_are_not_shared_between_recipes():
         ({"optimizer": {"momentun": 0}}, r"unknown setting 'optimizer\.momentun': did you mean 'momentum'\?"),
         ({"teacher": {"modle": "resnet8"}}, r"unknown setting 'teacher\.modle': did you mean 'model'\?"),
         ({"data": {"path": "x", "trian": "t"}}, r"unknown setting 'data\.trian': did you mean 'train'\?"),
-        ({"zzzzzz": 3}, r"unknown setting 'zzzzzz': known: accumulate, batch_size"),
+        ({"zzzzzz": 3}, r"unknown setting 'zzzzzz': known: accumulate, assistants, batch_size"),
         ({"epohcs": 3, "epochs": "x"}, "unknown setting 'epohcs'"),
         ({"data": {}}, r"^test: data\.path is missing$"),
         ({"epochs": 0}, r"epochs: input should be greater than or equal to 1; it is 0"),
@@ -262,6 +264,7 @@ FREE = {"name": "n", "out": "o", "workers": 7, "eval_batch_size": 3, "checkpoint
 DECIDING = {
     "data": {"path": "other"},
     "teacher": "resnet56",
+    "assistants": "resnet14",
     "student": "resnet20",
     "stream": "decode",
     "eval_stream": "decode",
@@ -276,6 +279,7 @@ DECIDING = {
     "optimizer": {"lr": 9},
     "schedule": {"warmup": 9},
     "export": "best",
+    "export_all": True,
 }
 
 
@@ -283,7 +287,7 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_result():
     assert {*FREE, *DECIDING, "runs"} == set(Recipe.model_fields), "a new setting: does it decide the result?"
     plain = recipe().fingerprint()
     assert all(recipe(**{key: value}).fingerprint() == plain for key, value in FREE.items())
-    assert len({plain, *(recipe(**{key: value}).fingerprint() for key, value in DECIDING.items())}) == 17
+    assert len({plain, *(recipe(**{key: value}).fingerprint() for key, value in DECIDING.items())}) == 1 + len(DECIDING)
     assert len(plain) == 16
 
 

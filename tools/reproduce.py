@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,19 +20,91 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
-from kdstream import recipe
+from kdstream.analysis import accuracy as accurate
 from kdstream.analysis import peakiness as peaky
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
+from kdstream.hashing import weights_hash
+from kdstream.models.pretrained import check_weights, load_teacher
 from kdstream.models.taps import Tapped
 from kdstream.stream.language import Call, parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
-from kdstream.training.networks import Teacher, load_teacher
 
-EXAMPLES = """example:
+EXAMPLES = """examples:
+  python tools/reproduce.py evaluate runs/quickstart/coded_kd shards/digits
+  python tools/reproduce.py evaluate ckpt_epoch_240.pth shards/cifar100 --split test --model resnet56
   python tools/reproduce.py peakiness runs/teachers/cifar100-resnet56 shards/cifar100
 """
+
+
+# ---- evaluate
+
+
+def add_evaluate(commands: Any) -> None:
+    """How often a network is right, how well it knows that, and which classes it takes for which."""
+    parser = commands.add_parser("evaluate", help=add_evaluate.__doc__, description=add_evaluate.__doc__)
+    _add_shared(parser, "WEIGHTS", "val", "evaluate")
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(options: argparse.Namespace, console: Console) -> None:
+    """Measure, write evaluate.json, confusion.png and reliability.png, print the tables."""
+    job = _prepare(options, "evaluate")
+    with _measuring(console, "evaluate", job) as advance:
+        result = accurate.accuracy(job.network, job.data, job.mean, job.std, advance=advance, **job.place)
+    title = f"{job.name} on {result.samples:,} images of {job.data.name}/{job.data.split}"
+    _write(job.out / "evaluate.json", {"weights": options.weights, **job.about, **result.as_dict()})
+    _write(job.out / "confusion.png", accurate.confusion_figure(result, f"{title}: top-1 {result.top1:.2f} %"))
+    _write(job.out / "reliability.png", accurate.reliability_figure(result, title))
+    _show(console, title, accuracy_table(result))
+    _show(console, *classes_table(result))
+    if result.mistakes(1):
+        _show(console, "most frequent mistakes", mistakes_table(result))
+    _say(console, f"calibration error: expected, over {accurate.BINS} bins of confidence (Guo et al. 2017)")
+    _end(console, job, result.samples, "evaluate.json, confusion.png, reliability.png")
+
+
+def accuracy_table(result: accurate.Accuracy) -> Table:
+    """What holds for the whole split."""
+    table = Table(box=SIMPLE, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_row("top-1, %", f"{result.top1:.2f}")
+    table.add_row(f"top-{min(5, len(result.classes))}, %", f"{result.top5:.2f}")
+    table.add_row("loss, nats", f"{result.loss:.4f}")
+    table.add_row("calibration error, %", f"{result.calibration_error:.2f}")
+    return table
+
+
+def classes_table(result: accurate.Accuracy, most: int = 20, shown: int = 10) -> tuple[str, Table]:
+    """Heading and table of the accuracy by class; only the least accurate ones where there are many."""
+    rows = list(zip(result.classes, result.confusion.sum(1).tolist(), result.per_class, strict=True))
+    heading = "by class"
+    if len(rows) > most:
+        rows = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])[:shown]
+        heading = f"the {len(rows)} least accurate of {len(result.classes)} classes"
+    table = Table(box=SIMPLE)
+    table.add_column("class", overflow="ellipsis", no_wrap=True)
+    for column in ("images", "top-1, %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, count, top1 in rows:
+        table.add_row(Text(name), f"{count:,}", "-" if top1 is None else f"{top1:.2f}")
+    return heading, table
+
+
+def mistakes_table(result: accurate.Accuracy) -> Table:
+    """The classes that are most often taken for others."""
+    table = Table(box=SIMPLE)
+    for column in ("right class", "answer"):
+        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    for column in ("images", "% of the class"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for label, answer, count in result.mistakes(5):
+        share = 100 * count / result.confusion[label].sum()
+        table.add_row(Text(result.classes[label]), Text(result.classes[answer]), f"{count:,}", f"{share:.2f}")
+    return table
 
 
 # ---- peakiness: Tables 1 and A.8 of "A coded knowledge distillation framework ..."
@@ -38,85 +113,52 @@ EXAMPLES = """example:
 def add_peakiness(commands: Any) -> None:
     """How sure a teacher is of its answers, for original and for coded images."""
     parser = commands.add_parser("peakiness", help=add_peakiness.__doc__, description=add_peakiness.__doc__)
-    parser.add_argument("teacher", metavar="TEACHER", help="a folder that kdstream exported, or a file of weights")
-    parser.add_argument("shards", metavar="SHARDS", help="a data set folder")
-    parser.add_argument("--model", metavar="NAME", help="the network that a file of weights is for, as resnet56")
-    parser.add_argument("--split", default="train", metavar="NAME", help="default: train")
+    _add_shared(parser, "TEACHER", "train", "peakiness")
     parser.add_argument("--selector", default="hkl", help="hkl (default), fixed(50), random(50, 100), module:function")
     parser.add_argument("--delta", type=int, default=10, help="step between JPEG qualities (default: 10)")
     parser.add_argument("--subsampling", default="4:4:4", help="of the chroma: 4:4:4 (default) or 4:2:0")
-    parser.add_argument("--size", type=int, metavar="N", help="cut the central square to N x N, for photographs")
-    parser.add_argument("--limit", type=int, metavar="N", help="N images only, drawn at random once and for all")
-    parser.add_argument("--batch-size", type=int, default=100, metavar="N", help="images at a time (default: 100)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="reader processes (default: 0)")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--out", metavar="FOLDER", help="for JSON and PNG (default: runs/peakiness-<teacher>)")
     parser.set_defaults(run=run_peakiness)
 
 
 def run_peakiness(options: argparse.Namespace, console: Console) -> None:
     """Measure, write peakiness.json and peakiness.png, print the table."""
-    device = _device(options.device)
     selector = _selector(options.selector)
-    if options.workers < 0:
-        raise UserError(f"--workers {options.workers}: it is a number of processes, 0 or more")
-    data = open_shards(os.path.join(options.shards, options.split))
-    if options.size is None and data.image_size is None:
-        raise UserError(f"the images of {options.shards} differ in size: give --size N, as in --size 224")
-    teacher = _teacher(options.teacher, options.model, data)
-    name = _name(options.teacher)
-    out = Path(options.out or f"runs/peakiness-{name}")
-    _check_place(out)
-    total = min(options.limit or len(data), len(data))
-    with _progress(console) as progress:
-        bar = progress.add_task("peakiness", total=total)
+    job = _prepare(options, "peakiness")
+    coding = {"delta": options.delta, "subsampling": options.subsampling}
+    with _measuring(console, "peakiness", job) as advance:
         result = peaky.peakiness(
-            Tapped(teacher.network.to(device)),
-            data,
-            teacher.mean or data.mean,
-            teacher.std or data.std,
+            Tapped(job.network),
+            job.data,
+            job.mean,
+            job.std,
             selector=selector,
-            delta=options.delta,
-            subsampling=options.subsampling,
-            size=options.size,
-            limit=options.limit,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            device=device,
-            advance=lambda count: progress.advance(bar, count),
+            **coding,
+            advance=advance,
+            **job.place,
         )
-        seconds = progress.tasks[bar].elapsed or 0.0
-    coding = f"{options.selector}, delta {options.delta}, {options.subsampling}"
     about = {
-        "teacher": options.teacher,
-        "teacher_hash": teacher.hash,
-        "shards": f"{data.name}/{data.split}",
-        "fingerprint": data.fingerprint,
+        "teacher": options.weights,
+        **job.about,
         "selector": options.selector,
-        "delta": options.delta,
-        "subsampling": options.subsampling,
-        "size": options.size,
-        "limit": options.limit,
+        **coding,
         "temperature": 1,
         "covariance_estimator": peaky.COVARIANCE,
         **result.as_dict(),
     }
-    title = f"{name} on {result.samples:,} images of {data.name}/{data.split}"
-    _write(out / "peakiness.json", (json.dumps(about, indent=1) + "\n").encode())
-    _write(out / "peakiness.png", peaky.figure(result, f"{title} ({coding})"))
-    for heading, table in ((title, answers_table(result)), (f"chosen by {coding}", qualities_table(result))):
-        # Not the tables' own titles, which are broken at the width of the table.
-        console.print(heading, style="bold", highlight=False, markup=False)
-        console.print(table)
-    for line in (
-        f"covariance: {peaky.COVARIANCE}. The paper gives no formula for its Table A.8, which may be another "
-        "number: compare the two columns here, not with that table",
+    title = f"{job.name} on {result.samples:,} images of {job.data.name}/{job.data.split}"
+    chosen_by = f"{options.selector}, delta {options.delta}, {options.subsampling}"
+    _write(job.out / "peakiness.json", about)
+    _write(job.out / "peakiness.png", peaky.figure(result, f"{title} ({chosen_by})"))
+    _show(console, title, answers_table(result))
+    _show(console, f"chosen by {chosen_by}", qualities_table(result))
+    _say(
+        console,
+        f"covariance: {peaky.COVARIANCE}. The paper gives no formula for its Table A.8, which may be another number: "
+        "compare the two columns here, not with that table",
         f"T. stddev: mean over the classes of sqrt(S_cc / {peaky.SUBSET}), the spread of the mean probability of "
         f"{peaky.SUBSET} images (Wang et al. 2022)",
-        f"{result.samples:,} images in {seconds:.1f} s: {result.samples / max(seconds, 1e-9):,.0f} images/s",
-    ):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"written: {out}/peakiness.json, peakiness.png", highlight=False, markup=False, soft_wrap=True)
+    )
+    _end(console, job, result.samples, "peakiness.json, peakiness.png")
 
 
 def answers_table(result: peaky.Peakiness) -> Table:
@@ -156,6 +198,125 @@ def qualities_table(result: peaky.Peakiness) -> Table:
 # ---- what commands share
 
 
+@dataclass
+class _Job:
+    """A network and a split to measure it on.
+
+    Attributes:
+        name: what to call the network.
+        network: on the device, in eval mode.
+        data: the split.
+        mean, std: that images are standardised with.
+        place: size, limit, batch_size, workers, device: how the images are read.
+        out: folder for the results.
+        about: what the results are of, for the JSON.
+        seconds: how long it took.
+    """
+
+    name: str
+    network: nn.Module
+    data: ShardSet
+    mean: Sequence[float]
+    std: Sequence[float]
+    place: dict[str, Any]
+    out: Path
+    about: dict[str, Any]
+    seconds: float = 0.0
+
+
+def _add_shared(parser: argparse.ArgumentParser, what: str, split: str, command: str) -> None:
+    parser.add_argument(
+        "weights", metavar=what, help="a folder that kdstream exported, a file of weights, or its http(s) address"
+    )
+    parser.add_argument("shards", metavar="SHARDS", help="a data set folder")
+    parser.add_argument(
+        "--model", metavar="NAME", help="the network that a file of weights is for, as resnet56 (default: recognised)"
+    )
+    parser.add_argument("--split", default=split, metavar="NAME", help=f"default: {split}")
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="cut the central square to N x N, for photographs (default: as trained, where an export says)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="N images only, drawn at random once and for all")
+    parser.add_argument("--batch-size", type=int, default=100, metavar="N", help="images at a time (default: 100)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="reader processes (default: 0)")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--out", metavar="FOLDER", help=f"for JSON and PNG (default: runs/{command}-<name>)")
+
+
+def _prepare(options: argparse.Namespace, command: str) -> _Job:
+    """Check the shared options and load what they name; nothing is written."""
+    device = _device(options.device)
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: it is a number of processes, 0 or more")
+    data = open_shards(os.path.join(options.shards, options.split))
+    check_weights(options.weights)
+    name = _name(options.weights)
+    out = Path(options.out or f"runs/{command}-{name}")
+    _check_place(out)
+    network = load_teacher(options.weights, data.num_classes, model=options.model)
+    size = options.size if options.size is not None else _trained_size(network, data)
+    if size is None and data.image_size is None:
+        raise UserError(f"the images of {options.shards} differ in size: give --size N, as in --size 224")
+    about = {
+        "teacher_hash" if command == "peakiness" else "weights_hash": weights_hash(network),
+        "shards": f"{data.name}/{data.split}",
+        "fingerprint": data.fingerprint,
+        "size": size,
+        "limit": options.limit,
+    }
+    return _Job(
+        name=name,
+        network=network.to(device),
+        data=data,
+        mean=network.about["mean"] or data.mean,
+        std=network.about["std"] or data.std,
+        place={
+            "size": size,
+            "limit": options.limit,
+            "batch_size": options.batch_size,
+            "workers": options.workers,
+            "device": device,
+        },
+        out=out,
+        about=about,
+    )
+
+
+def _trained_size(network: nn.Module, data: ShardSet) -> int | None:
+    """The side of the square that an export was trained on, where the images have another size; else None."""
+    trained = network.about["image_size"]
+    height, width = (trained, trained) if isinstance(trained, int) else trained or (None, None)
+    return height if height == width and (height, width) != data.image_size else None
+
+
+@contextlib.contextmanager
+def _measuring(console: Console, what: str, job: _Job) -> Iterator[Callable[[int], None]]:
+    """A progress bar; gives what advances it. Notes the time."""
+    with _progress(console) as progress:
+        bar = progress.add_task(what, total=min(job.place["limit"] or len(job.data), len(job.data)))
+        yield lambda count: progress.advance(bar, count)
+        job.seconds = progress.tasks[bar].elapsed or 0.0
+
+
+def _show(console: Console, heading: str, table: Table) -> None:
+    # Not the table's own title, which is broken at the width of the table.
+    console.print(heading, style="bold", highlight=False, markup=False)
+    console.print(table)
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+
+
+def _end(console: Console, job: _Job, count: int, files: str) -> None:
+    _say(console, f"{count:,} images in {job.seconds:.1f} s: {count / max(job.seconds, 1e-9):,.0f} images/s")
+    console.print(f"written: {job.out}/{files}", highlight=False, markup=False, soft_wrap=True)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -192,18 +353,8 @@ def _selector(text: str) -> Call:
     return calls[0]
 
 
-def _teacher(place: str, model: str | None, data: ShardSet) -> Teacher:
-    path = Path(place)
-    if not path.exists():
-        raise UserError(f"{place}: no such file or folder; TEACHER is a folder that kdstream exported, or weights")
-    exported = path.is_dir() or path.with_suffix(".json").is_file()
-    if model is None and not exported:
-        raise UserError(f"{place} does not say which network it is for: give --model NAME, as in --model resnet56")
-    return load_teacher(recipe.Teacher(model=model, weights=place), data.num_classes)
-
-
 def _name(place: str) -> str:
-    """What to call a teacher: its folder, for an export; else its file."""
+    """What to call a network: its folder, for an export; else its file."""
     path = Path(os.path.abspath(place))
     return path.name if path.is_dir() else path.parent.name if path.stem == "student" else path.stem
 
@@ -219,7 +370,8 @@ def _check_place(folder: Path) -> None:
         raise UserError(f"{place}: no permission to write there; name another folder with --out")
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, content: bytes | dict[str, Any]) -> None:
+    data = content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
@@ -227,7 +379,7 @@ def _write(path: Path, data: bytes) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}; name another folder with --out") from None
 
 
-COMMANDS = (add_peakiness,)
+COMMANDS = (add_evaluate, add_peakiness)
 """Each takes argparse's subparsers, adds its own parser and sets ``run(options, console)`` as its default."""
 
 

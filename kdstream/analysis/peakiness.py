@@ -6,23 +6,20 @@ encoding" (the seed paper), section 4.2, Table 1, and appendix A, Table A.8.
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdstream.analysis import plot
+from kdstream.analysis.one_pass import one_pass
 from kdstream.errors import UserError
-from kdstream.stream.augment import augment
 from kdstream.stream.coded import coded
-from kdstream.stream.decode import decode
 from kdstream.stream.shards import ShardSet
-from kdstream.stream.stage import Chain
-from kdstream.stream.stream import Stream
 from kdstream.stream.teacher import answer
 from kdstream.types import Batch, Outputs
 
@@ -37,7 +34,7 @@ COVARIANCE = (
 )
 """The estimator behind :attr:`Answers.covariance`, in words."""
 
-_ORIGINAL, _CODED = "#0072B2", "#D55E00"  # Okabe & Ito's blue and vermilion: distinct with any colour vision
+_ORIGINAL, _CODED = plot.BLUE, plot.VERMILION
 
 
 class Moments:
@@ -218,22 +215,15 @@ def peakiness(
         raise UserError(f"limit is {limit}: standard deviations need 2 images or more")
     if len(shards) < 2:
         raise UserError(f"{shards.name}/{shards.split} has {len(shards)} image: standard deviations need 2 or more")
-    if size is None and shards.image_size is None:
-        raise UserError(
-            f"the images of {shards.name}/{shards.split} differ in size: give a size to cut them to, as 224"
-        )
+    images = {"size": size, "limit": limit, "batch_size": batch_size, "workers": workers, "device": device}
+    batches = one_pass(shards, coded(selector, delta, subsampling), **images)
     if isinstance(teacher, nn.Module):
         teacher.eval()
-    count = min(limit or len(shards), len(shards))
-    view = Chain() | decode if size is None else Chain() | decode | augment("eval", size)
-    # The natural order where all images are read, which is the order of the disk.
-    stream = Stream(shards, batch_size, train=count < len(shards), workers=workers, device=device, rank=0, world=1)
-    stream = stream | view | coded(selector, delta, subsampling)
-    original = _Tally(shards.num_classes, stream.device)
-    chosen = _Tally(shards.num_classes, stream.device)
+    original = _Tally(shards.num_classes, torch.device(device))
+    chosen = _Tally(shards.num_classes, torch.device(device))
     qualities: Counter[int] = Counter()
     memory: dict[str, int] = {}
-    for batch in _first(count, stream):
+    for batch in batches:
         answered = _both(batch, teacher, mean, std, memory)
         assert answered.teacher is not None
         assert answered.quality is not None
@@ -244,22 +234,12 @@ def peakiness(
         chosen.add(logits, batch.label)
         qualities.update(answered.quality.tolist())
         advance(len(batch))
-    result = Peakiness(count, shards.num_classes, original.result(), chosen.result(), dict(sorted(qualities.items())))
+    chosen_qualities = dict(sorted(qualities.items()))
+    count = sum(chosen_qualities.values())
+    result = Peakiness(count, shards.num_classes, original.result(), chosen.result(), chosen_qualities)
     if not all(math.isfinite(part.covariance) for part in (result.original, result.coded)):
         raise UserError("the teacher's answers are not all finite numbers: its weights are damaged or for other images")
     return result
-
-
-def _first(count: int, batches: Stream) -> Iterator[Batch]:
-    """The first ``count`` samples."""
-    left = count
-    for batch in batches:
-        if len(batch) > left:
-            batch = batch.map_tensors(lambda tensor, left=left: tensor[:left])
-        left -= len(batch)
-        yield batch
-        if left == 0:
-            return
 
 
 def _both(
@@ -292,18 +272,10 @@ def _the_one_version(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def figure(result: Peakiness, title: str) -> bytes:
-    """Histograms of entropy, ground-truth probability and chosen qualities, original against coded, as a PNG.
-
-    matplotlib's objects are used without pyplot, so nothing outlives the figure.
-    """
-    # Imported here: whoever only measures should not wait for matplotlib.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Histograms of entropy, ground-truth probability and chosen qualities, original against coded, as a PNG."""
     from matplotlib.ticker import FormatStrFormatter
 
-    canvas = Figure(figsize=(12.5, 3.9), layout="constrained")
-    FigureCanvasAgg(canvas)
-    canvas.suptitle(title, x=0.008, ha="left", fontsize=11, parse_math=False)
+    canvas = plot.canvas(12.5, 3.9, title)
     entropy, probability, quality = canvas.subplots(1, 3)
     before, after = result.original, result.coded
     _compare(entropy, before.entropy_histogram, after.entropy_histogram, math.log(max(result.classes, 2)))
@@ -319,12 +291,8 @@ def figure(result: Peakiness, title: str) -> bytes:
     quality.set_title("Chosen versions", fontsize=10)
     for axes in (entropy, probability, quality):
         axes.set_ylabel("% of images" + ("" if axes is quality else ", log scale"))
-        axes.grid(axis="y", alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+    plot.plain(entropy, probability, quality)
+    return plot.png(canvas)
 
 
 def _means(what: str, before: float, after: float) -> str:

@@ -64,7 +64,7 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
         from kdstream.models import from_timm
 
         module, recorded = from_timm.build(name, num_classes, **kw)
-    elif name in MODELS or ":" in name:
+    elif name in MODELS or is_dotted(name):
         module = _from_factory(name, num_classes, kw)
         recorded = kw
     else:
@@ -83,6 +83,11 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
     if not hasattr(module, "taps"):
         module.taps = {"penultimate": f"{module.classifier_path}:input"} if module.classifier_path else {}
     return module
+
+
+def is_dotted(name: str) -> bool:
+    """Whether a model's name is the dotted path of somebody's own factory, which is imported and so executed."""
+    return ":" in name and not name.startswith("timm:")
 
 
 def _from_factory(name: str, num_classes: int, kw: dict[str, Any]) -> nn.Module:

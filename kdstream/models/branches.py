@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class Branched(nn.Module):
         self._own = [
             name for name in names[names.index(last) :] if next(_state(trunk.get_submodule(name)), None) is not None
         ]
-        width = next(layer.in_channels for layer in trunk.get_submodule(last).modules() if isinstance(layer, nn.Conv2d))
+        width = _width(trunk, last)
         taps, classifier = _moved(trunk.taps, names[names.index(last) :], self._own), trunk.classifier_path
         for name in self._own:
             copies = [network.get_submodule(name) for network in networks]
@@ -149,12 +149,24 @@ class Branched(nn.Module):
             )
 
 
+def _width(network: nn.Module, stage: str) -> int:
+    """How many channels the stage takes."""
+    layers = network.get_submodule(stage).modules()
+    width = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), None)
+    if width is None:
+        raise UserError(
+            f"{network.spec['name']} cannot be branched: its last stage ({stage}) has no convolution; take a ResNet or "
+            "WRN"
+        )
+    return width
+
+
 def _last_stage(network: nn.Module) -> str:
     """The direct layer that is the network's last stage."""
     stages = {name: path for name, path in network.taps.items() if name.removeprefix("block").isdigit()}
     children = dict(network.named_children())
     path = stages[max(stages, key=lambda name: int(name.removeprefix("block")))] if stages else None
-    if path not in children or next(network.parameters(recurse=False), None) is not None:
+    if path not in children or next(_state(network, recurse=False), None) is not None:
         raise UserError(
             f"{network.spec['name']} cannot be branched: its stages (taps block1, block2, ...) are not direct "
             "layers of it; take a ResNet or WRN"
@@ -162,9 +174,9 @@ def _last_stage(network: nn.Module) -> str:
     return path
 
 
-def _state(module: nn.Module) -> Any:
-    yield from module.parameters()
-    yield from module.buffers()
+def _state(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    yield from module.parameters(recurse)
+    yield from module.buffers(recurse)
 
 
 def _moved(taps: Mapping[str, str], after: Sequence[str], own: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.models import build
+from kdstream.models import build, from_timm
 from kdstream.models.weights import load_state, read_safetensors
 from kdstream.registry import import_object
 
@@ -116,11 +116,17 @@ def load_student(path: str | PathLike[str], trust_code: bool = False) -> nn.Modu
         )
     module = build(**spec)
     load_state(module, read_safetensors(data, str(weights)), str(weights))
-    module.about = about
+    return describe(module, about).eval()
+
+
+def describe(module: nn.Module, about: Mapping[str, Any]) -> nn.Module:
+    """Give a network the attribute ``about``, and from it ``classes``, ``mean``, ``std`` and ``image_size`` (None where
+    it says nothing), save those that the network has for itself. Returns the network."""
+    module.about = {**dict.fromkeys(_ATTRIBUTES), **about}
     for name in _ATTRIBUTES:
         if not hasattr(module, name):
-            setattr(module, name, about.get(name))
-    return module.eval()
+            setattr(module, name, module.about[name])
+    return module
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -159,8 +165,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _refuse_code(value: Any, source: Path) -> None:
     """Refuse a spec that names, anywhere, an object that is not one of kdstream's own factories."""
     if isinstance(value, Mapping):
-        for item in value.values():
-            _refuse_code(item, source)
+        for key, item in value.items():
+            # build looks a model's name with this prefix up among timm's models, and imports nothing by it.
+            if not (key == "name" and isinstance(item, str) and item.startswith(from_timm.PREFIX)):
+                _refuse_code(item, source)
     elif isinstance(value, list):
         for item in value:
             _refuse_code(item, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,15 +90,26 @@ class JointNetwork(nn.Module):
     Args:
         num_classes: C.
         backbone: ``spec`` of the student (see :func:`kdstream.models.build`). Its own classifier is left out.
-        path: of the backbone's module (``:input`` after it for the module's input) whose map goes on.
+        path: of the backbone's module whose map goes on.
+        side: "output" or "input" of that module. (Not ``path:input`` as taps have it: in a saved spec that would read
+            like the path of somebody's code, which loading refuses.)
         head: settings of :class:`ReusedHead` but ``num_classes``.
 
     Raises:
         UserError: a backbone that cannot be built, that has no classifier or no such module; wrong settings.
     """
 
-    def __init__(self, num_classes: int, backbone: Mapping[str, Any], path: str, head: Mapping[str, Any]):
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Mapping[str, Any],
+        path: str,
+        side: Literal["output", "input"],
+        head: Mapping[str, Any],
+    ):
         super().__init__()
+        if side not in ("output", "input"):
+            raise UserError(f"a joint network takes the output or the input of {path!r}, not {side!r}")
         try:
             network = build(**backbone)
             self.head = ReusedHead(num_classes, **head)
@@ -109,7 +120,7 @@ class JointNetwork(nn.Module):
         if network.classifier_path is None:
             raise UserError(f"{network.spec['name']} has no linear classifier that another could replace")
         network.set_submodule(network.classifier_path, nn.Identity())
-        self.backbone = Tapped(network, {"map": path})
+        self.backbone = Tapped(network, {"map": path if side == "output" else f"{path}:input"})
 
         self.inplace = getattr(network, "inplace", True)
         self.classifier_path = "head.classifier"

@@ -149,15 +149,23 @@ def count_classes(state: Mapping[str, Tensor], name: str, **kw: Any) -> int | No
     """For how many classes the weights are, if they are the network's that ``build(name, ..., **kw)`` gives.
 
     Returns:
-        None where the network has no linear classifier, or the weights have none at its place.
+        None where the network has no linear classifier, or the weights have none at its place, or the network takes
+        data to build (torchvision's RegNets).
     """
-    with torch.device("meta"):
-        module = build(name, 2, **kw)
-    weight = state.get(f"{module.classifier_path}.weight")
+    try:
+        with torch.device("meta"):
+            module = build(name, 2, **kw)
+    except NotImplementedError:
+        return None
+    weight = _renamed(state, module.state_dict()).get(f"{module.classifier_path}.weight")
     return None if weight is None or weight.ndim != 2 else len(weight)
 
 
-_HARMLESS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
+_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_HARMLESS = (
+    *("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"),
+    *(f"torch.{kind}Storage" for kind in _STORAGES),
+)
 """What torch's own files of weights name."""
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE
@@ -15,10 +18,17 @@ from rich.text import Text
 
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Term
+from kdstream.objectives.presets import term_presets
 from kdstream.registry import nearest
 
 EXTRAS = {"phases": "phases", "adapt": "surgery", "peers": "peers"}
 """Hook of a term -> what the table calls it."""
+PAGE = """# Objectives
+
+All of them in one table; formulas, sources of the settings, and presets of one: `python -m kdstream.objectives NAME`.
+Taps are the default ones. *Trains* counts the parameters that are trained beside the student; *step* is the time of a
+training step over that of a KD loop written by hand, both for
+"""
 
 
 def settings(term: type[Term]) -> dict[str, Any]:
@@ -29,47 +39,96 @@ def settings(term: type[Term]) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
+def signature(term: type[Term]) -> str:
+    """The settings in one line, as ``temperature=4.0``."""
+    given = settings(term).items()
+    return ", ".join(key if value is inspect.Parameter.empty else f"{key}={value!r}" for key, value in given)
+
+
 def source(term: type[Term]) -> str:
-    """Where the formula is from: the docstring's paragraph "Source: ...", in one line."""
+    """Paper and equations: how the docstring's paragraph "Source: ..." begins."""
     _, _, text = (inspect.getdoc(term) or "").partition("Source: ")
-    return " ".join(text.split("\n\n", 1)[0].split())
+    paragraph = " ".join(text.split("\n\n", 1)[0].split())
+    return re.split(r"[;:] |\. (?=[A-Z])", paragraph, maxsplit=1)[0].rstrip(".")
 
 
-def title(term: type[Term]) -> str:
-    """What the objective is and whose: the first line of its file."""
-    return (inspect.getdoc(inspect.getmodule(term)) or "").split("\n", 1)[0].rstrip(".")
+def title(term: type[Term]) -> tuple[str, str]:
+    """The first line of the term's file: what the objective is, and whose."""
+    about = (inspect.getdoc(inspect.getmodule(term)) or "").split("\n", 1)[0].rstrip(".")
+    what, _, paper = about.partition(" (")
+    return what, paper.removesuffix(")")
 
 
-def row(name: str) -> dict[str, str]:
-    """One objective in the table."""
-    term = OBJECTIVES.find(name)
-    shown = term() if all(value is not inspect.Parameter.empty for value in settings(term).values()) else term
-    extras = [word for hook, word in EXTRAS.items() if getattr(term, hook) is not getattr(Term, hook)]
-    if "phases" in extras and not (isinstance(shown, Term) and shown.phases()):
-        extras[extras.index("phases")] = "phases if asked"
-    taps = list(dict.fromkeys([*shown.student_taps, *shown.teacher_taps]))
-    return {"name": name, "objective": title(term), "taps": " ".join(taps), "beside": ", ".join(extras)}
+def extras(term: type[Term]) -> list[str]:
+    """What else the objective does, or needs."""
+    found = [word for hook, word in EXTRAS.items() if getattr(term, hook) is not getattr(Term, hook)]
+    if not term.uses_teacher:
+        found.append("no teacher")
+    if term.phases is not Term.phases and not term().phases():
+        found[found.index("phases")] = "phases if asked"
+    return found
+
+
+def taps(term: type[Term]) -> str:
+    """The default taps: the student's, and after an arrow the teacher's where they have other names."""
+    ours, theirs = (" ".join(dict.fromkeys(names)) for names in (term().student_taps, term().teacher_taps))
+    return ours if ours == theirs else f"{ours or 'none'} -> {theirs or 'none'}"
+
+
+def markdown(costs: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of the page.
+
+    Args:
+        costs: what ``tools/bench.py step --json`` wrote.
+    """
+    asked, machine = costs["settings"], costs["machine"]
+    pair = f"{asked['teacher']} and {asked['student']}"
+    yield f"{PAGE}{pair} at batch {asked['batch']} on one thread of an {machine['cpu']} (torch {machine['torch']})."
+    yield ""
+    yield "| name | objective | paper, equation | taps | settings | trains | step |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in OBJECTIVES:
+        term = OBJECTIVES.find(name)
+        rows = [row for row in costs["objectives"] if row["objective"] == name]
+        steps = [f"{row['median']:.2f}{', phase' if row['work'] != name else ''}" for row in rows]
+        what = ", ".join([title(term)[0], *extras(term)])
+        trains = f"{rows[0]['trains']:,}" if rows and rows[0]["trains"] else ""
+        given = f"`{signature(term)}`" if settings(term) else ""
+        cells = [f"`{name}`", what, source(term), taps(term), given, trains, "; ".join(steps)]
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _overview(console: Console) -> None:
     table = Table(box=SIMPLE)
-    for column, settings in (("name", {"no_wrap": True}), ("objective", {}), ("taps", {}), ("has", {})):
-        table.add_column(column, **settings)  # type: ignore[arg-type]
+    for column in ("name", "objective", "paper"):
+        table.add_column(column, no_wrap=column == "name")
     for name in OBJECTIVES:
-        table.add_row(*row(name).values())
+        term = OBJECTIVES.find(name)
+        what, paper = title(term)
+        table.add_row(name, ", ".join([what.split(":")[0], *extras(term)]), paper)
     console.print(table)
-    console.print("python -m kdstream.objectives NAME: formula, source and settings of one", highlight=False)
+    console.print("python -m kdstream.objectives NAME: formula, source, settings and presets of one", highlight=False)
 
 
 def _one(name: str, console: Console) -> None:
     if name not in OBJECTIVES:
         raise UserError(f"unknown objective {name!r}: {nearest(name, OBJECTIVES)}")
     term = OBJECTIVES.find(name)
-    given = ", ".join(
-        key if value is inspect.Parameter.empty else f"{key}={value!r}" for key, value in settings(term).items()
-    )
-    console.print(Text(f"{name}({given})", style="bold"))
-    console.print(Text(inspect.getdoc(term) or ""))
+    console.print(Text(f"{name}({signature(term)})", style="bold"))
+    console.print(Text(inspect.getdoc(term) or ""), soft_wrap=True)
+    presets = term_presets(name)
+    if presets:
+        console.print(Text(f"\nPresets: {', '.join(presets)}"), soft_wrap=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        costs = json.loads(path.read_text())
+    except (OSError, ValueError):
+        costs = None
+    if not isinstance(costs, dict) or costs.get("bench") != "step":
+        raise UserError(f"--markdown {path}: not what tools/bench.py step --json FILE writes")
+    return costs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,10 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser = _Parser(prog="python -m kdstream.objectives", description=(__doc__ or "").splitlines()[0])
         parser.add_argument("name", nargs="*", metavar="NAME", help="default: all, in a table")
-        names = parser.parse_args(arguments).name
-        for name in names:
-            _one(name, console)
-        if not names:
+        parser.add_argument(
+            "--markdown", type=Path, metavar="FILE", help="the page of all; FILE: of tools/bench.py step --json"
+        )
+        options = parser.parse_args(arguments)
+        if options.markdown is not None:
+            for line in markdown(_read(options.markdown)):
+                print(line)
+        elif options.name:
+            for name in options.name:
+                _one(name, console)
+        else:
             _overview(console)
     except UserError as error:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"objectives: {error}")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.draw import keys, uniform
 from kdstream.errors import UserError
+from kdstream.objectives.attack import ask_student, channel_scale, pixel_range
 from kdstream.objectives.checks import need_same_classes, number, whole
-from kdstream.objectives.draw import keys, uniform
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.processes import join_samples, process_rank
 from kdstream.objectives.term import Task, Term
@@ -53,24 +54,32 @@ def target_classes(logits: Tensor, draws: Tensor) -> Tensor:
 
 @dataclass
 class Attacked:
-    """Images [M,3,H,W] moved towards another class; which class they left and which they went to (int64 [M]); steps
-    made (int64 [M])."""
+    """Images [M,3,H,W] moved towards another class; the teacher's logits for them [M,C]; which class they left and
+    which they went to (int64 [M]); steps made (int64 [M])."""
 
     images: Tensor
+    logits: Tensor
     base: Tensor
     target: Tensor
     steps: Tensor
 
 
 def boundary_attack(
-    teacher: Callable[[Tensor], Outputs], images: Tensor, draws: Tensor, steps: int, rate: float, clip: float
+    teacher: Callable[[Tensor], Outputs],
+    images: Tensor,
+    draws: Tensor,
+    steps: int,
+    rate: float,
+    low: Tensor,
+    high: Tensor,
 ) -> Attacked:
     r"""Move every image along the gradient of the logits' gap until the teacher changes its mind.
 
     .. math:: x \leftarrow \mathrm{clip}\big(x + \alpha (v_b - v_k + 10^{-4}) \, g / \lVert g \rVert_2\big), \quad
               g = \nabla_x (v_k - v_b)
 
-    b is the teacher's class for the image as it is, k the class drawn by :func:`target_classes`.
+    b is the teacher's class for the image as it is, k the class drawn by :func:`target_classes`. Every step asks the
+    teacher only about the images that still move.
 
     Args:
         teacher: frozen.
@@ -78,27 +87,37 @@ def boundary_attack(
         draws: [M] in [0,1), for the target class.
         steps: at most.
         rate: alpha.
-        clip: bound of the pixels' absolute values.
+        low, high: bounds of the pixels' values, each [M,3,H,W] or such that it broadcasts to that.
     """
-    adversarial, made = images, torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    base = target = made
+    low, high = low.expand_as(images), high.expand_as(images)
+    adversarial, made = images.detach().clone(), torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    moving = torch.arange(len(images), device=images.device)
+    base = target = logits = made
     # Half precision would lose the small gradients.
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        for step in range(steps):
-            moving = adversarial.detach().requires_grad_()
-            logits = teacher(moving).logits
+        for step in range(steps + 1):
+            view = adversarial[moving].requires_grad_(step < steps)
+            answer = teacher(view).logits
             if step == 0:
-                base, target = logits.argmax(1), target_classes(logits.detach(), draws)
-            active = logits.argmax(1) == base
-            if not active.any():  # waits for a GPU, but saves most of the steps: two or three are usual
+                logits = answer.detach().clone()
+                base, target = logits.argmax(1), target_classes(logits, draws)
+            else:
+                logits[moving] = answer.detach()
+            if step == steps:
                 break
-            gap = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
-            (gradient,) = torch.autograd.grad(gap.sum(), moving)
+            # Waits for a GPU, but saves most of the passes: two or three steps are usual.
+            still = (answer.argmax(1) == base[moving]).nonzero()[:, 0]
+            if not len(still):
+                break
+            gap = (answer.gather(1, target[moving, None]) - answer.gather(1, base[moving, None]))[:, 0]
+            (gradient,) = torch.autograd.grad(gap.sum(), view)
+            moving, view, gap, gradient = moving[still], view.detach()[still], gap.detach()[still], gradient[still]
             norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-            length = rate * (1e-4 - gap.detach()) / norm * active
-            adversarial = (moving.detach() + length[:, None, None, None] * gradient).clamp(-clip, clip)
-            made = made + active
-    return Attacked(adversarial.detach(), base, target, made)
+            # The unit vector first: where the gradient is zero, the quotient of the length and its norm is infinite.
+            way = (rate * (1e-4 - gap))[:, None, None, None] * (gradient / norm[:, None, None, None])
+            adversarial[moving] = torch.clamp(view + way, low[moving], high[moving])
+            made[moving] += 1
+    return Attacked(adversarial, logits, base, target, made)
 
 
 class BoundarySupportingSamples(Term):
@@ -108,13 +127,13 @@ class BoundarySupportingSamples(Term):
 
     Attacked are at most ``attack_size`` samples of a batch that both networks classify rightly
     (:func:`base_samples`, :func:`boundary_attack`); nothing else enters, so the recipe adds ``ce`` and ``kd``. A step
-    costs up to ``steps`` + 1 passes of the teacher and one of the student over them. With a coded teacher, its answers
-    choose the samples; the attack runs on the view itself.
+    of training costs up to ``steps`` + 1 passes of the teacher and one of the student over them. With a coded teacher,
+    its answers choose the samples; the attack runs on the view itself.
 
     Source: Heo et al. 2019 (arXiv:1805.05532) and its authors' code, where the weight falls from 2 to 0 over the first
     three quarters of the training; the outer weight 2 with the default ``until`` is that. Sarfraz et al., "Knowledge
-    Distillation Beyond Model Compression", Table I: T = 4, attack size 32, 10 steps (the "max eps 16" there has no
-    effect in the authors' attack, whose steps are not projected). No factor T^2.
+    Distillation Beyond Model Compression", Table I: T = 4, attack size 32, 10 steps, and a "max eps 16" that has no
+    effect in the authors' attack, whose steps are not projected: hence none is the default here. No factor T^2.
 
     Args:
         temperature: T > 0.
@@ -122,7 +141,9 @@ class BoundarySupportingSamples(Term):
         steps: of the attack, at most, >= 1.
         rate: alpha > 0, the attack's step.
         clip: > 0; attacked pixels stay within +-clip, in units of the standardised images. The authors' 2.5 is about
-            the range of CIFAR's pixels when these have mean 0 and deviation 1.
+            the range of CIFAR's pixels when these have mean 0 and deviation 1. null: the pixels' own range, black to
+            white, which suits any data.
+        max_eps: > 0; no pixel moves further than max_eps/255 of that range; null: no such bound.
         until: share of the main phase, in (0, 1], over which w falls linearly from 1 to 0; null: w = 1 throughout.
 
     Raises:
@@ -135,7 +156,8 @@ class BoundarySupportingSamples(Term):
         attack_size: int = 32,
         steps: int = 10,
         rate: float = 0.3,
-        clip: float = 2.5,
+        clip: float | None = 2.5,
+        max_eps: float | None = None,
         until: float | None = 0.75,
     ):
         super().__init__()
@@ -143,7 +165,8 @@ class BoundarySupportingSamples(Term):
         self.attack_size = whole("bss", "attack_size", attack_size, at_least=1)
         self.steps = whole("bss", "steps", steps, at_least=1)
         self.rate = number("bss", "rate", rate, above=0)
-        self.clip = number("bss", "clip", clip, above=0)
+        self.clip = None if clip is None else number("bss", "clip", clip, above=0)
+        self.max_eps = None if max_eps is None else number("bss", "max_eps", max_eps, above=0)
         self.until = None if until is None else number("bss", "until", until, above=0)
         if self.until is not None and self.until > 1:
             raise UserError(f"bss: until must be a share of the training, in (0, 1], got {until}")
@@ -153,6 +176,12 @@ class BoundarySupportingSamples(Term):
         need_same_classes("bss", task)
         if task.num_classes < 2:
             raise UserError("bss: there is one class only, hence no boundary to attack")
+        low, high = pixel_range("bss", task, self.clip)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        if self.max_eps is not None:
+            reach = self.max_eps / 255 * channel_scale("bss", "max_eps", task)
+            self.register_buffer("reach", reach, persistent=False)
         self.task = task
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
@@ -163,6 +192,13 @@ class BoundarySupportingSamples(Term):
         """Uniform numbers for the target classes of the chosen samples, [M] in [0,1)."""
         return uniform(keys(batch)[chosen], 1, "bss")[:, 0]
 
+    def attack(self, images: Tensor, draws: Tensor) -> Attacked:
+        """:func:`boundary_attack` by the term's settings."""
+        low, high = self.low, self.high
+        if self.max_eps is not None:
+            low, high = torch.maximum(low, images - self.reach), torch.minimum(high, images + self.reach)
+        return boundary_attack(self.task.teacher, images, draws, self.steps, self.rate, low, high)
+
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         nothing = at_least_float32(student.logits).sum() * 0
         if not self.share:
@@ -170,10 +206,9 @@ class BoundarySupportingSamples(Term):
         chosen, count, slices = base_samples(student.logits, teacher.logits, batch.label, self.attack_size)
         if not len(chosen):
             return nothing
-        draws = self.draws(batch, chosen)
-        images = boundary_attack(self.task.teacher, batch.image[chosen], draws, self.steps, self.rate, self.clip).images
-        with torch.no_grad():
-            target = F.softmax(at_least_float32(self.task.teacher(images).logits) / self.temperature, dim=1)
-        answer = F.log_softmax(at_least_float32(self.task.student(images).logits) / self.temperature, dim=1)
+        attacked = self.attack(batch.image[chosen], self.draws(batch, chosen))
+        target = F.softmax(at_least_float32(attacked.logits) / self.temperature, dim=1)
+        answer = at_least_float32(ask_student(self.task, attacked.images).logits)
+        answer = F.log_softmax(answer / self.temperature, dim=1)
         # The trainer weights each process's value by its slice; the mean is to run over all processes' samples.
         return nothing - self.share * slices / count * (target * answer).sum()

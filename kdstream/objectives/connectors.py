@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,16 +109,16 @@ def feature_maps(network: nn.Module, image: Tensor) -> tuple[list[tuple[FeatureM
     return found, read[-1] if read else None
 
 
-def pooled_map(network: nn.Module, image: Tensor) -> FeatureMap | None:
-    """The map whose spatial mean the network's classifier reads: the last one of the largest size, since the result of
-    the pooling is such a map, too. None: the classifier reads something else."""
+def pooled_maps(network: nn.Module, image: Tensor) -> list[FeatureMap]:
+    """Where the map stands whose spatial mean the network's classifier reads, in the order of the computation; empty:
+    the classifier reads something else.
+
+    Only places with the largest map count, since the result of the pooling has the same mean.
+    """
     maps, read = feature_maps(network, image)
-    same = [
-        (place.shape[1] * place.shape[2], order, place)
-        for order, (place, mean) in enumerate(maps)
-        if read is not None and mean.shape == read.shape and _close(mean, read, 1e-3)
-    ]
-    return max(same, key=lambda item: item[:2])[2] if same else None
+    same = [place for place, mean in maps if read is not None and mean.shape == read.shape and _close(mean, read, 1e-3)]
+    largest = max((place.shape[1:] for place in same), key=math.prod, default=())
+    return [place for place in same if place.shape[1:] == largest]
 
 
 def _close(value: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -134,7 +135,8 @@ class ReusedClassifier(Term):
         owner: the term, for messages.
         connector: kernels of the convolutions to the classifier's width, each with BatchNorm and ReLU.
         mid_channels: width between them; None: half of the classifier's.
-        taps: the student's map; None: the map that its own classifier reads, averaged.
+        taps: the student's map, by tap or module path; None: the map that its own classifier reads, averaged. With an
+            earlier map, the layers behind it stay in the network, unused.
         teacher_taps: the teacher's map.
         compares_maps: whether the term compares the two maps. The teacher's must be the one that its classifier
             reads, averaged, then.
@@ -160,7 +162,7 @@ class ReusedClassifier(Term):
         if len(ours) > 1:
             raise UserError(f"{owner}: takes one tap of each network, got {', '.join(ours)}")
         self.tap = None if taps is None else ours[0]
-        self.teacher_path: str | None = None
+        self.advice = ""
 
     def find_maps(self, student: nn.Module, teacher: nn.Module | None, image: Tensor) -> tuple[FeatureMap, FeatureMap]:
         """The student's map to connect, and the one that the teacher's classifier reads, averaged.
@@ -170,27 +172,28 @@ class ReusedClassifier(Term):
         """
         if teacher is None:
             raise UserError(f"{self.owner}: needs a teacher, but the job has none; name one or drop {self.owner}")
-        theirs = pooled_map(teacher, image)
-        if theirs is None:
+        places = pooled_maps(teacher, image)
+        if not places:
             raise UserError(
                 f"{self.owner}: the teacher's classifier reads no averaged feature map: it cannot be reused"
             )
-        self.teacher_path = theirs.path
+        self.advice = _advice(teacher, places)
         if self.tap is None:
-            ours = pooled_map(student, image)
-            if ours is None:
+            own = pooled_maps(student, image)
+            if not own:
                 raise UserError(
                     f"{self.owner}: the student's classifier reads no averaged feature map; name one by taps"
                 )
-            return ours, theirs
+            return own[-1], places[-1]
         known: dict[str, str] = getattr(student, "taps", {})
         maps = {place.path: place for place, _ in feature_maps(student, image)[0]}
-        if known.get(self.tap) not in maps:
+        path = known.get(self.tap, self.tap)
+        if path not in maps:
             names = ", ".join(name for name, path in known.items() if path in maps)
             raise UserError(
                 f"{self.owner}: the student has no feature map {self.tap!r}; its maps are {names or 'none'}"
             )
-        return maps[known[self.tap]], theirs
+        return maps[path], places[-1]
 
     def head_settings(self, ours: tuple[int, ...], theirs: tuple[int, ...], classifier: nn.Linear) -> dict[str, Any]:
         """Those of :data:`HEAD`, for a student's and a teacher's map of these shapes [C,H,W]."""
@@ -213,16 +216,25 @@ class ReusedClassifier(Term):
         outputs, tap = need_teacher(self.owner, task), self.teacher_taps[0]
         maps, classifier = outputs.features[tap], task.teacher.classifier
         if maps.ndim == 4 and not self.compares_maps:
-            return
+            return  # only its size counts
         if maps.ndim == 4 and maps.shape[1] == classifier.in_features:
             with torch.no_grad():
                 logits = classifier(maps.mean(dim=(2, 3)).to(classifier.weight))
             if _close(logits, outputs.logits.to(logits), 0.05):  # the answer may come from half precision
                 return
         raise UserError(
-            f"{self.owner}: the teacher's {tap!r} is not the map that its classifier averages; name that one in the "
-            f"recipe, teacher.taps={{map: '{self.teacher_path}'}}, and here, teacher_taps: map"
+            f"{self.owner}: the teacher's {tap!r} {list(maps.shape[1:])} is not the map that its classifier averages"
+            f"{self.advice}"
         )
+
+
+def _advice(teacher: nn.Module, places: list[FeatureMap]) -> str:
+    """How a recipe names the map that the teacher's classifier averages."""
+    paths = {place.path for place in places}
+    names = [name for name, path in getattr(teacher, "taps", {}).items() if path in paths]
+    if names:
+        return f"; set teacher_taps: {names[-1]}"
+    return f"; name that one in the recipe, teacher.taps={{map: '{places[-1].path}'}}, and here, teacher_taps: map"
 
 
 class JointTerm(ReusedClassifier):
@@ -245,7 +257,8 @@ class JointTerm(ReusedClassifier):
                 f"{self.owner}: the teacher's classifier has {classifier.out_features} classes, the data has {classes}"
             )
         head = self.head_settings(ours.shape, theirs.shape, classifier)
-        joint = build(JOINT, classes, backbone=student.spec, path=ours.path, head=head)
+        path, _, side = ours.path.partition(":")
+        joint = build(JOINT, classes, backbone=student.spec, path=path, side=side or "output", head=head)
         joint.start_from(student, classifier)
         return joint
 

@@ -5,33 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdstream.draw import words
 from kdstream.errors import UserError
 
-_SALT = 0x6372642D63726400  # so that no other draw from the same key gives the same numbers
 _LOW = (1 << 32) - 1
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-_GAMMA = _signed(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-
-
-def _mix(value: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): a bijection on int64; changes ``value`` in place."""
-    value.bitwise_xor_((value >> 30).bitwise_and_((1 << 34) - 1)).mul_(_FIRST)
-    value.bitwise_xor_((value >> 27).bitwise_and_((1 << 37) - 1)).mul_(_SECOND)
-    return value.bitwise_xor_((value >> 31).bitwise_and_((1 << 33) - 1))
 
 
 def _draws(key: Tensor, count: int) -> Tensor:
     """``count`` independent integers in 0..2^32-1 for every key: int64 [N] -> int64 [N,count]."""
-    stream = _mix(_mix(key ^ _SALT) + _GAMMA)
-    counter = _mix(torch.arange(1, count // 2 + 2, device=key.device) * _GAMMA)
-    words = _mix(stream[:, None] ^ counter).view(torch.int32)  # two draws a word
-    return words[:, :count].to(torch.int64).bitwise_and_(_LOW)
+    halves = words(key, -(-count // 2), "crd").view(torch.int32)  # two draws a word
+    return halves[:, :count].to(torch.int64).bitwise_and_(_LOW)
 
 
 def _below(bound: Tensor, draws: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _DENSE = 16
 """Up to so many samples a negative, one matrix product with the whole bank is cheaper than gathering rows (measured on
 a CPU: 16 against 450 nanoseconds for an entry, forward and backward)."""
 _ROWS = {"cpu": 1 << 20}
-"""Numbers that are gathered at once: what a CPU's cache holds; elsewhere 2^26."""
+"""Device -> numbers of a bank's rows that are gathered at once: what a CPU's cache holds; elsewhere 2^26."""
 
 
 class Embedding(nn.Module):
@@ -98,11 +98,15 @@ class CRD(Term):
         taps: the student's feature, flattened to [N,D].
         teacher_taps: the teacher's; the same name by default.
 
-    The banks take 2 n d floats. A step needs N*n further ones where n <= 16 K, and about 6 N K otherwise.
+    The banks take 2 n d floats on every process. A step needs about 22 N K further ones at most (10 N K of them to draw
+    the negatives, which int64 numbers are): where n <= 16 K, the similarities to a whole bank are among them, N n;
+    where n is larger, the banks' rows are gathered by and by, 2^26 numbers at once (2^20 on a CPU) beside the rest.
 
     Raises:
         UserError: a setting out of range; no teacher; classes unknown or only one.
     """
+
+    replicated = ("memory_v1", "memory_v2", "Z_v1", "Z_v2", "draw")
 
     def __init__(
         self,
@@ -164,10 +168,12 @@ class CRD(Term):
                     similarities(anchor, bank, chosen).div_(self.nce_t)
                     for anchor, bank in zip(anchors, banks, strict=True)
                 ]
-                self._normalise(scores)
+                positives = [score[:, 0].clone() for score in scores]
+                exponentials = [score.exp_() for score in scores]
+                self._normalise(exponentials)
                 found = [
-                    self._value(score, z, bank, chosen)
-                    for score, z, bank in zip(scores, (self.Z_v1, self.Z_v2), banks, strict=True)
+                    self._value(*of_one, chosen)
+                    for of_one in zip(exponentials, positives, (self.Z_v1, self.Z_v2), banks, strict=True)
                 ]
                 self._remember(batch.index, *anchors)
         # Value and gradient are there already, from the banks before their update; this joins them: it adds 0.
@@ -175,19 +181,28 @@ class CRD(Term):
             value + ((v - v.detach()) * gradient).sum() for v, (value, gradient) in zip((v1, v2), found, strict=True)
         )
 
-    def _normalise(self, scores: list[Tensor]) -> None:
-        """Set Z from the global batch, where it is not known yet."""
-        sums = torch.stack([score.exp().mean(dim=1).sum() for score in scores])
-        count = sums.new_tensor([len(scores[0])])
+    def _normalise(self, exponentials: list[Tensor]) -> None:
+        """Set Z from the global batch, where it is not known yet. (A branch would wait for the device.)"""
+        sums = torch.stack([values.mean(dim=1).sum() for values in exponentials])
+        count = sums.new_full((1,), len(exponentials[0]))
         *sums, count = sum_over_processes(torch.cat([sums, count])).unbind()
         for z, total in zip((self.Z_v1, self.Z_v2), sums, strict=True):
             z.copy_(torch.where(z > 0, z, total / count * len(self.memory_v1)))
 
-    def _value(self, scores: Tensor, z: Tensor, bank: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """One anchor's summand and its gradient by the anchor, from scores <m, v> / T [N,1+K] (overwritten)."""
-        c = (scores.shape[1] - 1) / len(bank)
-        positive = scores[:, 0] - z.log() - math.log(c)
-        x = scores.exp_().div_(z)
+    def _value(
+        self, exponentials: Tensor, positive: Tensor, z: Tensor, bank: Tensor, chosen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One anchor's summand and its gradient by the anchor.
+
+        Args:
+            exponentials: exp(<m, v> / T) [N,1+K]; overwritten.
+            positive: <m, v> / T of the positives [N].
+            z: Z.
+            bank, chosen: where the m stand.
+        """
+        c = (exponentials.shape[1] - 1) / len(bank)
+        positive = positive - z.log() - math.log(c)
+        x = exponentials.div_(z)
         shifted = x + self.eps
         value = ((shifted / c).log1p_().sum(dim=1) - positive).mean()
         weights = x.div_(shifted.add_(c))

@@ -1,4 +1,4 @@
-"""IJCKD: the student learns labels and the teacher's logits through the teacher's own classifier."""
+"""IJCKD: the student learns labels and logits through the classifier of the teacher (Li et al., IJCKD)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logit matching: squared difference of the logits (Buciluă et al. 2006; the distance of IJCKD)."""
+"""Logit matching: squared difference of the logits (Buciluă et al. 2006)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rényi entropy, and what transformed teacher matching adds to KD: identity (15) of Zheng & Yang 2024."""
+"""Rényi regulariser: what transformed teacher matching adds to KD, and Rényi entropy (Zheng & Yang 2024)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Similarity-preserving distillation: samples that are alike to the teacher are alike to the student (Tung & Mori
-2019)."""
+"""Similarity-preserving distillation: samples alike to the teacher are alike to the student (Tung & Mori 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's loss follows the teacher's on particles around each image (TALD, Nguyen-Duc et al. 2023)."""
+"""TALD: the student's loss follows the teacher's on particles around each image (Nguyen-Duc et al. 2023)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.draw import keys, uniform
+from kdstream.objectives.attack import ask_student, pixel_range
 from kdstream.objectives.checks import need_same_classes, number, whole
-from kdstream.objectives.draw import keys, uniform
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.processes import count_processes, process_rank
 from kdstream.objectives.term import Task, Term
@@ -36,7 +37,8 @@ def particles(
     sigma: float,
     xi: float,
     eps: float,
-    clip: float,
+    low: Tensor,
+    high: Tensor,
 ) -> tuple[Tensor, Tensor]:
     r"""One step of Stein variational gradient descent from random directions around each image.
 
@@ -53,25 +55,28 @@ def particles(
         sigma: of the kernel K, over all rows.
         xi: how far from the image the teacher is asked.
         eps: how far the particles go.
-        clip: bound of the pixels' absolute values.
+        low, high: bounds of the pixels' values, such that they broadcast to the images.
 
     Returns:
         Particles [R,3,H,W] and the kernel [R,R], without gradient.
     """
     count = len(noise) // len(images)
     # Half precision would lose the small gradients and steps.
-    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(images.device.type, enabled=False):
         with torch.no_grad():
             plain = teacher(images).logits.softmax(1).repeat(count, 1)
         repeated = images.repeat(count, 1, 1, 1)
         direction = unit(noise.flatten(1)).requires_grad_()
-        moved = teacher(repeated + xi * direction.view_as(repeated)).logits.softmax(1)
-        (score,) = torch.autograd.grad(F.mse_loss(moved, plain), direction)
-    direction = direction.detach()
-    kernel = rbf_kernel(direction, sigma)
-    repulsion = 2 / (1e-8 + 2 * sigma**2) * (kernel.sum(1, keepdim=True) * direction - kernel @ direction)
-    phi = unit((kernel @ score + repulsion) / len(noise))
-    return (repeated + eps * phi.view_as(repeated)).clamp(-clip, clip), kernel
+        with torch.enable_grad():
+            moved = teacher(repeated + xi * direction.view_as(repeated)).logits.softmax(1)
+            (score,) = torch.autograd.grad(F.mse_loss(moved, plain), direction)
+        direction = direction.detach()
+        kernel = rbf_kernel(direction, sigma)
+        # Nothing repels itself; with the diagonal, rounding errors times 1/sigma^2 would.
+        others = kernel - torch.diag(kernel.diagonal())
+        repulsion = 2 / (1e-8 + 2 * sigma**2) * (others.sum(1, keepdim=True) * direction - others @ direction)
+        phi = unit((kernel @ score + repulsion) / len(noise))
+        return torch.clamp(repeated + eps * phi.view_as(repeated), low, high), kernel
 
 
 class AdversarialLocalDistribution(Term):
@@ -93,7 +98,8 @@ class AdversarialLocalDistribution(Term):
         sigma: of the kernel, > 0; null: 10^(1-n).
         xi: > 0, how far from the image the teacher is asked.
         eps: > 0, how far the particles go (L2, all pixels together).
-        clip: > 0; pixels of particles stay within +-clip, in units of the standardised images.
+        clip: > 0; pixels of particles stay within +-clip, in units of the standardised images; null: the pixels' own
+            range, black to white.
 
     Raises:
         UserError: a setting out of range; no teacher, or one of another number of classes.
@@ -106,7 +112,7 @@ class AdversarialLocalDistribution(Term):
         sigma: float | None = None,
         xi: float = 10.0,
         eps: float = 0.0005,
-        clip: float = 2.5,
+        clip: float | None = 2.5,
     ):
         super().__init__()
         self.particles = whole("tald", "particles", particles, at_least=1)
@@ -114,10 +120,13 @@ class AdversarialLocalDistribution(Term):
         self.sigma = number("tald", "sigma", 10.0 ** (1 - self.particles) if sigma is None else sigma, above=0)
         self.xi = number("tald", "xi", xi, above=0)
         self.eps = number("tald", "eps", eps, above=0)
-        self.clip = number("tald", "clip", clip, above=0)
+        self.clip = None if clip is None else number("tald", "clip", clip, above=0)
 
     def setup(self, task: Task) -> None:
         need_same_classes("tald", task)
+        low, high = pixel_range("tald", task, self.clip)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
         self.task = task
 
     def noise(self, batch: Batch, count: int) -> Tensor:
@@ -132,12 +141,11 @@ class AdversarialLocalDistribution(Term):
         students, teachers, labels = [student.logits], [teacher.logits], [batch.label]
         if count:
             noise = self.noise(batch, count)
-            moved, _ = particles(
-                self.task.teacher, batch.image[:count], noise, self.sigma, self.xi, self.eps, self.clip
-            )
+            bounds = (self.low, self.high)
+            moved, _ = particles(self.task.teacher, batch.image[:count], noise, self.sigma, self.xi, self.eps, *bounds)
             with torch.no_grad():
                 teachers.insert(0, self.task.teacher(moved).logits)
-            students.insert(0, self.task.student(moved).logits)
+            students.insert(0, ask_student(self.task, moved).logits)
             labels.insert(0, batch.label[:count].repeat(self.particles))
         costs = [
             F.cross_entropy(at_least_float32(torch.cat(logits)), torch.cat(labels), reduction="none")

@@ -29,6 +29,7 @@ class Task:
             standard deviation differ it converts them) and lets gradients through to them. None without a teacher.
         labels: int64 [num_samples], the class of every training sample by index; None when unknown.
         build: :func:`kdstream.models.build`, for terms that bring networks of their own.
+        mean, std: by channel, in [0,1], what the images were standardised with; None when unknown.
 
     Keep the task itself (``self.task = task``) rather than its networks: a network assigned to a term becomes a part
     of it, with its parameters.
@@ -43,6 +44,8 @@ class Task:
     teacher: Callable[[Tensor], Outputs] | None = None
     labels: Tensor | None = None
     build: Callable[..., nn.Module] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ class Term(nn.Module):
     builds: Sequence[Mapping[str, Any]] = ()
     """Keyword arguments of ``build`` (without ``num_classes``) for the networks that ``setup`` will build, so that a
     wrong name is found before any work begins."""
+    replicated: Sequence[str] = ()
+    """Buffers that the term itself keeps equal on all processes (memory banks, tables of the data set), by name or by
+    the name of the submodule that holds them. They are not sent to the other processes at every step, as buffers else
+    are."""
 
     def setup(self, task: Task) -> None:
         """Create connectors, embeddings, banks. Called once, before training, on the CPU."""

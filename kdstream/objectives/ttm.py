@@ -1,4 +1,4 @@
-"""Transformed teacher matching: the student itself, without temperature, matches the softened teacher."""
+"""Transformed teacher matching: the student, without temperature, matches the softened teacher (Zheng & Yang 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted transformed teacher matching: samples on which the teacher is less sure count more."""
+"""Weighted transformed teacher matching: samples with an unsure teacher count more (Zheng & Yang 2024)."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from kdstream.draw import uniform
 from kdstream.errors import UserError
-from kdstream.stream.draw import uniform
 from kdstream.stream.normalize import to_unit
 from kdstream.stream.stage import Chain, batch_stage, stage
 from kdstream.types import Batch, Sample

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from kdstream import jpeg
+from kdstream.draw import uniform
 from kdstream.errors import UserError
 from kdstream.registry import import_object, nearest
 from kdstream.stream.augment import center_box, keys
 from kdstream.stream.coding_plan import ORIGINAL
-from kdstream.stream.draw import uniform
 from kdstream.stream.language import Call
 from kdstream.stream.normalize import to_bytes
 from kdstream.stream.stage import Chain, Stage

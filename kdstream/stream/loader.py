@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kdstream.draw import sample_keys
 from kdstream.errors import UserError
-from kdstream.stream.draw import sample_keys
 from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain

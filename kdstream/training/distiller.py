@@ -49,6 +49,13 @@ class Distiller(nn.Module):
         self._names = [(name, weight) for name, weight, _ in terms]
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.stage = self.stages()[-1]
+        # The name under which DistributedDataParallel looks for what it need not send.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"terms.{number}.{name}"
+            for number, (_, _, term) in enumerate(terms)
+            for name, _ in term.named_buffers()
+            if any(f"{name}.".startswith(f"{place}.") for place in term.replicated)
+        ]
 
     def _all_terms(self) -> list[tuple[str, float, Term]]:
         return [(name, weight, term) for (name, weight), term in zip(self._names, self.terms, strict=True)]  # type: ignore[misc]

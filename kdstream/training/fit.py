@@ -191,6 +191,8 @@ class Trainer:
             teacher=asked_teacher,
             labels=torch.tensor(self.train.labels),
             build=build,
+            mean=self.train.mean,
+            std=self.train.std,
         )
         for _, _, term in terms:
             term.setup(task)
@@ -537,30 +539,35 @@ class Trainer:
             for one, weights in {name: best["state"], **best.get("others", {})}.items():
                 self.networks[one].load_state_dict(weights)
             accuracy = {"top1": self.best["top1"]}
-        network = self.networks[name]
         result: dict[str, Any] = {
             "name": self.recipe.name,
             "fingerprint": self.fingerprint,
             **accuracy,
             "best_top1": self.best["top1"],
             "best_epoch": self.best["epoch"],
-            "model": (self.recipe.student.model if name == "student" else None) or network.spec["name"],
-            "params": sum(parameter.numel() for parameter in network.parameters()),
+            **self._about(name),
             "epochs": epochs,
             "seconds": self.seconds,
             "images_per_s": self.images / self.seconds if self.seconds else 0.0,
             "network": name,
-            **({"networks": tops} if len(tops) > 1 else {}),
+            **({"networks": {one: {**self._about(one), "top1": tops[one]} for one in tops}} if len(tops) > 1 else {}),
             **{key: self.last_row[key] for key in ("teacher", "qualities") if key in self.last_row},
         }
         if self.accelerator.is_main_process:
             if self.recipe.export_all:
-                for one, top1 in tops.items():
-                    self._export(self.folder / PEERS / one, one, {"network": one, "top1": top1})
+                for one, about in result.get("networks", {name: {}}).items():
+                    self._export(self.folder / PEERS / one, one, {"network": one, **about})
             self._export(self.folder, name, result)
             write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.accelerator.wait_for_everyone()
         return result
+
+    def _about(self, name: str) -> dict[str, Any]:
+        network = self.networks[name]
+        return {
+            "model": (self.recipe.student.model if name == "student" else None) or network.spec["name"],
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+        }
 
     def _export(self, folder: Path, name: str, result: dict[str, Any]) -> None:
         save_student(

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from torch import nn
 import kdstream
 from kdstream import recipe as settings
 from kdstream.errors import UserError
-from kdstream.models import MODELS, build
-from kdstream.objectives import parse_loss
+from kdstream.models import MODELS, build, is_dotted
+from kdstream.models.pretrained import without_weights
+from kdstream.objectives import Term, parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
@@ -33,7 +34,7 @@ from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import PEERS, Trainer
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, load_teacher, need_weights_file, tapped
+from kdstream.training.networks import Teacher, make_teacher, need_weights, tapped
 from kdstream.training.progress import Display
 from kdstream.training.report import RunRecord, write_report
 from kdstream.training.stop import StopFlag
@@ -55,7 +56,7 @@ class Job:
         recipe: what to do.
         accelerator: this process's place among the processes, its device, its precision.
         display: what a person sees.
-        fresh: forget what an earlier run left in the output folder (a trained teacher and the shards stay).
+        fresh: forget what an earlier run left in the output folder (trained teachers, assistants and the shards stay).
     """
 
     recipe: Recipe
@@ -169,11 +170,11 @@ class Job:
         if wanted is None:
             return None, None
         if teaching is None:
-            return load_teacher(wanted, train.num_classes), None
+            return make_teacher(wanted, train.num_classes), None
         folder = self._kept(teaching, train)
         self._fit(teaching, folder, train, val, None)
         found = wanted.model_copy(update={"weights": str(folder), "train": None})
-        return load_teacher(found, train.num_classes), folder
+        return make_teacher(found, train.num_classes), folder
 
     def _kept(self, recipe: Recipe, train: ShardSet, taught_by: str = "") -> Path:
         """The folder of a network that teaches others, named by everything that decides the result, so that no other
@@ -195,9 +196,9 @@ class Job:
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
             self._fit(link, folder, train, val, teacher)
             # What was exported says which network it is; only somebody's own code must be named to be run.
-            model = link.student.model if ":" in str(link.student.model) else None
+            model = link.student.model if is_dotted(str(link.student.model)) else None
             student = link.student.model_copy(update={"weights": str(folder), "model": model})
-            teacher = load_teacher(settings.Teacher(**student.model_dump()), train.num_classes)
+            teacher = make_teacher(settings.Teacher(**student.model_dump()), train.num_classes)
             folders.append(folder)
         if links:
             last = links[-1].student.model
@@ -213,10 +214,10 @@ class Job:
         assistants: Sequence[Path],
         train: ShardSet,
     ) -> None:
-        records = [_record(place, "assistant") for place in assistants]
+        records = [one for place in assistants for one in _cohort(_record(place, "assistant"))]
         for name, result in zip(runs, results, strict=True):
             place = folder / run_folder(name) if self.recipe.runs else folder
-            records.append(RunRecord(name, read_metrics(place), read_speed(place), result))
+            records += _cohort(RunRecord(name, read_metrics(place), read_speed(place), result))
         taught = None if teacher is None else _record(teacher)
         device = (
             torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor() or "CPU"
@@ -251,8 +252,10 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
         training_chain(recipe, bool(asking))
         evaluation_chain(recipe)
+        # Which taps the student has after it is seen only when the images are there.
+        surgery = any(type(term).adapt is not Term.adapt for _, _, term in terms)
         for role, wanted, taps in (
-            ("student", recipe.student, [tap for _, _, term in terms for tap in term.student_taps]),
+            ("student", recipe.student, [] if surgery else [tap for _, _, term in terms for tap in term.student_taps]),
             (
                 "assistant" if recipe.assistants else "teacher",
                 recipe.assistants[-1] if recipe.assistants else recipe.teacher,
@@ -261,7 +264,7 @@ def check(recipe: Recipe) -> None:
         ):
             if wanted is None:
                 continue
-            need_weights_file(wanted, role)
+            need_weights(wanted, role)
             if wanted.model is not None:
                 network = _outline(wanted.model, wanted.options)
                 if network is not None:
@@ -280,12 +283,12 @@ def _outline(name: str, options: Mapping[str, Any]) -> nn.Module | None:
     Raises:
         UserError: an unknown name or option.
     """
-    if ":" in name:
+    if is_dotted(name):
         MODELS.find(name)
         return None
     # torchvision's RegNets compute with tensors and cannot be built so.
     with torch.device("meta"), contextlib.suppress(NotImplementedError):
-        return build(name, 10, **{key: value for key, value in options.items() if key != "weights"})
+        return build(name, 10, **without_weights(name, options))
     return None
 
 
@@ -321,6 +324,32 @@ def _record(folder: Path, role: str = "student") -> RunRecord:
     return RunRecord(str(result["name"]), read_metrics(folder), read_speed(folder), result, role)
 
 
+def _cohort(record: RunRecord) -> list[RunRecord]:
+    """The record, and one for every other network that learnt in the same run; each with its own validation."""
+    networks = record.result.get("networks", {})
+    exported = record.result.get("network", "student")
+    others = [
+        RunRecord(f"{record.name}: {name}", _validation(record.metrics, name), [], about, "peer")
+        for name, about in networks.items()
+        if name != exported
+    ]
+    if exported == "student":
+        return [record, *others]
+    rows = [
+        {**{key: row[key] for key in row if not key.startswith(("val/", "train/"))}, **own}
+        for row, own in zip(record.metrics, _validation(record.metrics, exported), strict=True)
+    ]
+    return [replace(record, metrics=rows), *others]
+
+
+def _validation(rows: Sequence[Mapping[str, Any]], network: str) -> list[dict[str, Any]]:
+    """What the rows tell of one network, under the names that the student's values have."""
+    prefix = "val/" if network == "student" else f"val/{network}/"
+    names = {f"{prefix}{key}": f"val/{key}" for key in ("loss", "top1", "top5")}
+    names |= {key: key for key in ("kind", "phase", "epoch", *(["train/top1"] if network == "student" else []))}
+    return [{name: row[key] for key, name in names.items() if key in row} for row in rows]
+
+
 def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
     teacher = result.get("teacher", {})
     return {
@@ -329,6 +358,6 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "params": result["params"],
         "top-1 %": result["top1"],
         "entropy": teacher["entropy"][0] if teacher else None,
-        "images/s": result["images_per_s"],
-        "seconds": result["seconds"],
+        "images/s": result.get("images_per_s"),
+        "seconds": result.get("seconds"),
     }

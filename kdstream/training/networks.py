@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,8 @@ from kdstream import recipe as settings
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
-from kdstream.models.export import load_student
+from kdstream.models.pretrained import brings_weights, check_weights, load_network, load_teacher
 from kdstream.models.taps import Tapped
-from kdstream.models.weights import load_weights
 from kdstream.stream.shards import ShardSet
 from kdstream.types import Outputs
 
@@ -82,39 +80,29 @@ def make_student(wanted: settings.Model, num_classes: int) -> nn.Module:
     Raises:
         UserError: no model named; weights that do not fit.
     """
-    need_weights_file(wanted, "student")
-    if wanted.weights is not None and _is_export(wanted.weights):
-        return _exported(wanted, num_classes, "student")
+    if wanted.weights is not None:
+        need_weights(wanted, "student")
+        with _named("student"):
+            return load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
     if wanted.model is None:
         raise UserError("student.model is missing: name a network, such as student=resnet20")
-    network = build(wanted.model, num_classes, **wanted.options)
-    if wanted.weights is not None:
-        load_weights(network, wanted.weights)
-    return network
+    return build(wanted.model, num_classes, **wanted.options)
 
 
-def load_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
+def make_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
     """The teacher from its weights.
 
     Raises:
         UserError: no weights; weights of another architecture or for other classes.
     """
-    need_weights_file(wanted, "teacher")
-    mean, std = wanted.mean, wanted.std
-    if wanted.weights is not None and _is_export(wanted.weights):
-        network = _exported(wanted, num_classes, "teacher")
-        mean, std = mean or _channels(network, "mean"), std or _channels(network, "std")
-    else:
-        if wanted.model is None:
-            raise UserError(f"teacher.model is missing: {wanted.weights} does not say which network it is for")
-        network = build(wanted.model, num_classes, **wanted.options)
-        if wanted.weights is not None:
-            load_weights(network, wanted.weights)
-        elif not wanted.options.get("weights"):
-            raise UserError(
-                f"teacher {wanted.model} has no weights: give teacher.weights=FILE, or teacher.train={{}} to train it"
-            )
-    network.requires_grad_(False)
+    need_weights(wanted, "teacher")
+    if wanted.weights is None and wanted.model and not brings_weights(wanted.model, wanted.options):
+        raise UserError(
+            f"teacher {wanted.model} has no weights: give teacher.weights=FILE, or teacher.train={{}} to train it"
+        )
+    with _named("teacher"):
+        network = load_teacher(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+    mean, std = (getattr(wanted, name) or _channels(network, name) for name in ("mean", "std"))
     return Teacher(network, wanted, mean, std, weights_hash(network))
 
 
@@ -134,47 +122,27 @@ def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> T
     return Tapped(network, {name: known[name] for name in names})
 
 
-def need_weights_file(wanted: settings.Model, role: str) -> None:
-    """That the weights which a recipe names exist.
+def need_weights(wanted: settings.Model, role: str) -> None:
+    """That the weights which a recipe names exist, as far as can be said without reading or downloading them.
 
     Raises:
-        UserError: neither a file nor a folder; ``role`` ("student", "teacher") names the place.
+        UserError: neither a file nor a folder nor an address; ``role`` ("student", "teacher") names the place.
     """
-    if wanted.weights is not None and not (wanted.weights and Path(wanted.weights).exists()):
-        raise UserError(f"{role}.weights: {wanted.weights!r}: no such file or folder")
+    if wanted.weights is not None:
+        with _named(f"{role}.weights"):
+            check_weights(wanted.weights)
 
 
-def _is_export(path: str) -> bool:
-    place = Path(path)
-    return place.is_dir() or (place.suffix in (".json", ".safetensors") and place.with_suffix(".json").is_file())
-
-
-def _exported(wanted: settings.Model, num_classes: int, role: str) -> nn.Module:
-    network = load_student(wanted.weights or "", trust_code=_names_its_code(wanted))
-    found = network.spec["num_classes"]
-    if found != num_classes:
-        raise UserError(f"{role} {wanted.weights} is for {found} classes, the data has {num_classes}")
-    if wanted.model is not None and network.spec["name"] != wanted.model:
-        raise UserError(f"{role} {wanted.weights} is a {network.spec['name']}, the recipe says {wanted.model}")
-    return network
-
-
-def _names_its_code(wanted: settings.Model) -> bool:
-    """Whether the recipe itself says all that the export's description says, so that no code is run but what the
-    recipe names. Anything else is :func:`load_student`'s to judge."""
-    if wanted.model is None or ":" not in wanted.model:
-        return False
-    place = Path(wanted.weights or "")
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Says in every message which part of the recipe it is about."""
     try:
-        about = json.loads((place / "student.json" if place.is_dir() else place.with_suffix(".json")).read_bytes())
-        spec = dict(about["spec"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-    spec.pop("num_classes", None)
-    return spec == {"name": wanted.model, **wanted.options}
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def _channels(network: nn.Module, name: str) -> tuple[float, float, float] | None:
-    """The export's ``mean`` or ``std``; None where it has none."""
-    values = network.about.get(name)
+    """The ``mean`` or ``std`` that came with the weights; None where none did."""
+    values = network.about[name]
     return None if values is None else tuple(values)

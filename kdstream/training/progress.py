@@ -163,8 +163,8 @@ class Display:
         """An epoch is done and evaluated.
 
         Args:
-            row: ``loss``, ``loss/<term>``, ``lr``, ``train/top1``, ``val/top1``, ``val/top5`` (percent), as far as
-                they were measured.
+            row: ``loss``, ``loss/<term>``, ``lr``, ``train/top1``, ``val/top1``, ``val/top5`` (percent), and
+                ``val/<network>/top1`` of those that learn beside the student, as far as they were measured.
             speed: ``images_per_s``, ``wait_share`` (0..1), ``seconds``, as far as they were measured.
         """
         run = self._run
@@ -427,6 +427,9 @@ class _Run:
         if _is_number(row.get("val/top1")):
             best = "bold green" if row["val/top1"] == self.best_top1 else "green"
             pieces.append(_Piece(f"val {_percent(row['val/top1'])}", 8, best))
+        for key in row:
+            if key.count("/") == 2 and key.startswith("val/") and key.endswith("/top1") and _is_number(row[key]):
+                pieces.append(_Piece(f"{key.split('/')[1]} {_percent(row[key])}", 4, "green"))
         if _is_number(row.get("val/top5")):
             pieces.append(_Piece(f"top-5 {_percent(row['val/top5'])}", 1))
         if _is_number(row.get("lr")):

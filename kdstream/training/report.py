@@ -32,7 +32,8 @@ class RunRecord:
             ``teacher``: {"entropy": [mean, std], "gt_probability": [mean, std]} of the teacher's answers to the images
             of this run (the coded teacher's where there are ``qualities``); ``plain`` and ``coded``: the same of the
             two teachers measured side by side.
-        role: "student", or "assistant" for one that only hands on to the students what it learns.
+        role: "student"; "assistant" for one that only hands on to the students what it learns; "peer" for one that
+            learnt in the same run as a student that is better.
     """
 
     name: str

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kdstream.models.branches import Gate, join
 from kdstream.objectives import Task
-from kdstream.objectives.bss import BoundarySupportingSamples, base_samples, boundary_attack
+from kdstream.objectives.bss import BoundarySupportingSamples, base_samples
 from kdstream.objectives.dml import DeepMutualLearning, mutual_kl
 from kdstream.objectives.one import OnTheFlyNativeEnsemble, branch_cross_entropies, ensemble_kl
 from kdstream.objectives.tald import AdversarialLocalDistribution, particles
@@ -148,8 +148,8 @@ class BSSAdapter(Adapter):
         draws = case.inputs["uniform"]
         chosen, count, slices = base_samples(student.logits, teacher.logits, batch.label, term.attack_size)
         assert (count, slices) == (len(chosen), 1)
-        attacked = boundary_attack(task.teacher, batch.image[chosen], draws, term.steps, term.rate, term.clip)
         term.setup(task)
+        attacked = term.attack(batch.image[chosen], draws)
         term.draws = lambda batch, chosen: draws
         loss = term(student, teacher, batch)
         values = {
@@ -158,7 +158,7 @@ class BSSAdapter(Adapter):
             "target_class": attacked.target,
             "adv_steps": attacked.steps,
             "adv_images": attacked.images,
-            "teacher.logits_adv": task.teacher.last,
+            "teacher.logits_adv": attacked.logits,
             "student.logits_adv": task.student.last,
             "loss": loss,
         }
@@ -174,8 +174,8 @@ class TALDAdapter(Adapter):
         assert case.inputs.keys() == {"images", "labels", "noise"}
         task, student, teacher, batch = nets(case)
         noise, few = case.inputs["noise"], batch.image[: term.images]
-        moved, kernel = particles(task.teacher, few, noise, term.sigma, term.xi, term.eps, term.clip)
         term.setup(task)
+        moved, kernel = particles(task.teacher, few, noise, term.sigma, term.xi, term.eps, term.low, term.high)
         term.noise = lambda batch, count: noise
         loss = term(student, teacher, batch)
         ours = torch.cat([task.student.last, student.logits])

@@ -222,6 +222,7 @@ def test_no_file(tmp_path):
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["zip", "legacy", "safetensors"]), share=st.floats(0, 1, exclude_max=True))
 @example(kind="legacy", share=0.05859375)  # ends within the name of a class, after its dot
+@example(kind="legacy", share=0.30859375)  # and within that of a storage
 def test_a_truncated_file_is_one_clear_line(tmp_path, kind, share):
     path = tmp_path / "w.pth"
     state = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)).state_dict()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdstream.errors import UserError
-from kdstream.objectives import OBJECTIVES, parse_loss
+from kdstream.models import build
+from kdstream.models.taps import Tapped
+from kdstream.objectives import OBJECTIVES, Task, parse_loss
 from kdstream.objectives.presets import expanded, presets, term_presets, term_settings
+from kdstream.training.distiller import Distiller
+from kdstream.types import Batch
 
 README = Path(__file__).parents[1] / "golden" / "README-logits.md"
 
@@ -94,6 +100,44 @@ def test_the_tables_of_transformed_teacher_matching():
             alike = name.removeprefix("cifar100/").split("-")
             alpha = 1.01 if alike[0][:3] == alike[1][:3] else 1.5
             assert loss["itrd"] == {"weight": 1, "beta_corr": 2, "beta_mi": 0 if without else 1, "alpha_it": alpha}
+
+
+def combinations() -> list[str]:
+    """The presets of transformed teacher matching that add another term."""
+    return [name for name, preset in presets().items() if preset.family in ("ttm/wttm+crd", "ttm/wttm+itrd")]
+
+
+@functools.cache
+def answering(name: str) -> Tapped:
+    torch.manual_seed(0)
+    return Tapped(build(name, 100), ["penultimate"])
+
+
+@pytest.mark.parametrize("name", combinations())
+def test_a_step_of_every_combination(name):
+    teacher, student = map(answering, name.rpartition("/")[2].split("-"))
+    labels = torch.randint(100, (400,), generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([3, 399, 17])
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        strong = teacher.eval()(images)
+        probe = student.eval()(images[:2])
+    batch = Batch(images, labels[index], index, teacher=strong)
+    terms = parse_loss({"preset": name})
+    task = Task(100, 400, 1, probe, strong.map(lambda t: t[:2]), student, teacher, labels, build)
+    torch.manual_seed(0)
+    for _, _, term in terms:
+        term.setup(task)
+    distiller = Distiller(student, terms)
+    parameters = distiller.begin(distiller.stages()[-1], batch.map_tensors(lambda t: t[:2]))
+    loss, values, _ = distiller(batch)
+    loss.backward()
+    assert values.isfinite().all()
+    torch.testing.assert_close(loss.detach(), sum(w * v for (_, w, _), v in zip(terms, values, strict=True)))
+    assert all(parameter.grad.isfinite().all() for parameter in parameters)
+    trained = {id(parameter) for parameter in parameters}
+    assert {id(p) for _, _, term in terms for p in term.parameters()} <= trained  # embeddings
+    assert all(id(p) in trained for p in student.parameters())
 
 
 def test_a_terms_preset():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from kdstream.draw import sample_keys, uniform
 from kdstream.errors import UserError
 from kdstream.stream.augment import augment, color_jitter, crop_flip, draw_box, random_flip
-from kdstream.stream.draw import sample_keys, uniform
 from kdstream.types import Batch
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from kdstream import jpeg
+from kdstream.draw import sample_keys
 from kdstream.errors import UserError
 from kdstream.stream.augment import augment, crop_flip
 from kdstream.stream.coded import coded, fixed, hkl, random
-from kdstream.stream.draw import sample_keys
 from kdstream.stream.normalize import normalize, standardise
 from kdstream.stream.stage import Chain
 from kdstream.stream.teacher import answer, teacher

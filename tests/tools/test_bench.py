@@ -40,7 +40,7 @@ def script():
 def benches(script):
     """The files of the benches by name."""
     return SimpleNamespace(
-        **{name: importlib.import_module(f"benches.{name}") for name in ("measure", "jpeg", "coded")}
+        **{name: importlib.import_module(f"benches.{name}") for name in ("measure", "jpeg", "coded", "step", "others")}
     )
 
 
@@ -235,9 +235,85 @@ def test_the_steps_do_what_they_are_called(benches, monkeypatch):
     assert steps.batch.variants is None
 
 
+def test_taps_table_and_json(run, tmp_path):
+    file = tmp_path / "taps.json"
+    tiny = ("--models", "resnet8,vgg8", "--batch", 2, "--classes", 3, "--seconds", 0)
+    code, out, error = run("taps", *tiny, "--json", file)
+    assert (code, error) == (0, "")
+    rows = json.loads(file.read_text())["models"]
+    assert [row["model"] for row in rows] == ["resnet8", "vgg8"]
+    for row in rows:
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        line = next(line for line in out.splitlines() if line.split()[:1] == [row["model"]])
+        assert str(len(row["taps"])) in line
+        assert f"{row['median']:.3f} (" in line
+        assert "<= 1.02" in line
+
+
+PAIR = ("--teacher", "resnet14", "--student", "resnet8", "--batch", 4, "--size", 16, "--classes", 5)
+
+
+def test_step_table_and_json(run, tmp_path):
+    file = tmp_path / "step.json"
+    code, out, error = run("step", *PAIR, "--objectives", "kd,cc,ft", "--seconds", 0, "--json", file)
+    assert (code, error) == (0, "")
+    data = json.loads(file.read_text())
+    assert [row["work"] for row in data["objectives"]] == ["kd", "cc", "ft.paraphraser", "ft"]
+    assert [row["target"] for row in data["objectives"]] == [1.03, None, None, None]
+    kd, cc, *_ = data["objectives"]
+    assert kd["trains"] == 0
+    assert cc["trains"] == 2 * (64 + 1) * 128
+    assert [other["name"] for other in cc["others"]] == ["plain loop"]
+    for row in data["objectives"]:
+        assert row["low"] <= row["median"] <= row["high"]
+        line = next(line for line in out.splitlines() if line.strip().startswith(f"{row['work']}  "))
+        assert f"{row['median']:.3f} (" in line
+        assert row["trains"] == 0 or f" {row['trains']:,} " in line
+
+
+def test_step_says_which_objective_is_not_for_the_pair(run):
+    code, out, _ = run("step", *PAIR[:2], "--student", "resnet8x4", *PAIR[4:], "--objectives", "fsp", "--seconds", 0)
+    assert code == 0
+    assert "not for this pair: fsp" in out
+
+
+LOSSES = ("at", "cc", "dist", "kd", "nst", "pkt", "rkd", "vid")
+"""Objectives whose other implementation gives the same number; those of FSP, FT and SP have other forms, AB needs
+maps before the ReLU, and the plain KD-SVD and CRD decompose and draw differently."""
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_others_compute_the_same_number(benches, name):
+    pair = benches.step.Pair("resnet14", "resnet8", 6, 16, 5)
+    work = benches.step.set_up(name, pair)
+    batch = work.answered(pair.batch)
+    found = work.distiller.student.eval()(batch.image).detach()
+    expected = work.term(found, batch.teacher, batch)
+    others = [other for other in benches.others.OTHERS[name] if other.installed()]
+    if not others:
+        pytest.skip("torchdistill, an optional peer of the bench, is not installed")
+    for other in others:
+        value = other(work.term, pair.labels)(found, batch.teacher, batch)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-3), other.name
+
+
+def test_a_step_trains_the_student_and_its_loss_alone_does_not(benches):
+    pair = benches.step.Pair("resnet14", "resnet8", 4, 16, 5)
+    work = benches.step.set_up("cc", pair)
+    weight = work.distiller.student.classifier.weight
+    before = weight.clone()
+    for run in work.loss_alone(benches.others.OTHERS["cc"][0]):
+        run()
+    assert torch.equal(weight, before)
+    work.step(work.distiller.stages()[-1])()
+    assert not torch.equal(weight, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (["step", "--objectives", "wtm"], "did you mean 'wttm'?"),
+        (["taps", "--models", "resnet9"], "did you mean"),
         (["jpg"], "jpg"),
         ([], "BENCH"),
         (["jpeg", "--peers", "pilow"], "did you mean 'Pillow'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import site
@@ -10,17 +11,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from rich.console import Console
 
+from kdstream.analysis.accuracy import Accuracy, accuracy
 from kdstream.analysis.peakiness import peakiness
 from kdstream.models import build
+from kdstream.models.download import cached
 from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
+from kdstream.recipe import make_recipe
 from kdstream.stream.coded import fixed
 from kdstream.stream.shards import open_shards
+from kdstream.training.job import Job
+from kdstream.training.metrics import read_metrics
+from kdstream.training.progress import Display
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "reproduce.py"
 
@@ -29,6 +39,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "reproduce.py"
 def script():
     spec = importlib.util.spec_from_file_location("reproduce_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -103,6 +114,81 @@ def test_weights_with_model_give_the_same_as_the_export(run, exported, network, 
     assert written["qualities"] == {"30": 30}
 
 
+def test_evaluation_of_an_export_gives_what_its_training_reported(run, digits, tmp_path):
+    recipe = make_recipe(
+        {
+            "data": {"path": str(digits), "mean": [0.2, 0.3, 0.4], "std": [0.3, 0.2, 0.4]},
+            "student": "resnet8",
+            "stream": "decode | augment(inception, 12)",  # and so evaluated at 12 pixels, where the images have 16
+            "epochs": 6,
+            "batch_size": 30,
+            "eval_batch_size": 77,
+            "workers": 0,
+            "tensorboard": False,
+            "out": str(tmp_path / "trained"),
+        },
+        "test",
+    )
+    [reported] = Job(recipe, Accelerator(cpu=True), Display(Console(quiet=True))).run()
+    code, out, err = run("evaluate", tmp_path / "trained", digits, "--device", "cpu", "--batch-size", 50)
+    assert (code, err) == (0, "")
+    folder = tmp_path / "runs" / "evaluate-trained"
+    assert sorted(os.listdir(folder)) == ["confusion.png", "evaluate.json", "reliability.png"]
+    for name in ("confusion.png", "reliability.png"):
+        with Image.open(folder / name) as image:
+            assert image.format == "PNG"
+    written = json.loads((folder / "evaluate.json").read_text())
+    assert (written["samples"], written["size"], written["shards"]) == (240, 12, "digits/val")
+    assert (written["top1"], written["top5"]) == (reported["top1"], reported["top5"])
+    assert 15 < written["top1"] < 100  # neither chance nor perfect: equal by merit
+    assert written["loss"] == pytest.approx(read_metrics(tmp_path / "trained")[-1]["val/loss"], rel=1e-5)
+    rows = {line.split(",")[0].strip(): line.split()[-1] for line in out.splitlines() if line.count(",") == 1}
+    assert rows["top-1"] == f"{written['top1']:.2f}"
+    assert rows["top-5"] == f"{written['top5']:.2f}"
+    assert rows["loss"] == f"{written['loss']:.4f}"
+    assert rows["calibration error"] == f"{written['calibration_error']:.2f}"
+    for each in written["per_class"]:
+        cells = [each["class"], str(each["samples"]), f"{each['top1']:.2f}"]
+        assert any(line.split() == cells for line in out.splitlines()), cells
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+
+
+def test_evaluation_of_a_file_of_weights_recognises_the_network(run, network, digits, tmp_path):
+    torch.save({"model": network.state_dict()}, tmp_path / "other.pth")
+    assert run("evaluate", "other.pth", digits, "--split", "train", "--device", "cpu", "--out", "o")[0] == 0
+    written = json.loads((tmp_path / "o" / "evaluate.json").read_text())
+    data = open_shards(digits / "train")
+    # A file of weights says nothing of mean and deviation: they are the data set's.
+    expected = accuracy(network, data, data.mean, data.std).as_dict()
+    assert {key: written[key] for key in expected} == json.loads(json.dumps(expected))
+    assert written["size"] is None
+
+
+def test_evaluation_from_an_address(run, network, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    url = "https://kdstream.invalid/models/best.pth"
+    cached(url).parent.mkdir(parents=True)
+    torch.save(network.state_dict(), cached(url))
+    assert run("evaluate", url, digits, "--limit", 20, "--device", "cpu")[0] == 0
+    written = json.loads((tmp_path / "runs" / "evaluate-best" / "evaluate.json").read_text())
+    assert (written["weights"], written["samples"]) == (url, 20)
+
+
+def test_only_the_least_accurate_of_many_classes_are_shown(script):
+    confusion = np.diag(np.arange(1, 31))
+    confusion[7, 8] = 40
+    confusion[3] = 0
+    result = Accuracy(tuple(f"[class] {i}" for i in range(30)), 90, 99, 0.5, 3, (), confusion)
+    heading, table = script.classes_table(result)
+    assert heading == "the 10 least accurate of 30 classes"
+    with Console(width=80, file=io.StringIO(), record=True) as console:
+        console.print(table, script.mistakes_table(result))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["[class]", "7", "48", "16.67"] in lines
+    assert ["[class]", "7", "[class]", "8", "40", "83.33"] in lines
+    assert not any(line[:2] == ["[class]", "3"] for line in lines), "it has no images"
+
+
 def test_many_qualities_are_shown_by_tens(run, exported, digits, tmp_path):
     code, out, _ = run(
         "peakiness", exported, digits, "--selector", "random(0, 99)", "--out", tmp_path / "o", "--device", "cpu"
@@ -137,6 +223,19 @@ def test_from_a_clone_without_installation(exported, digits, tmp_path):
         (["--delta", "x"], "invalid int value"),
         (["--subsampling", "4:2:2"], "subsampling is '4:2:2'"),
         (["--limit", "1"], "limit is 1"),
+    ],
+)
+def test_bad_options_of_peakiness_give_one_line_and_no_output(run, exported, digits, tmp_path, options, says):
+    _refused(run("peakiness", exported, digits, *options), says)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "peakiness"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--limit", "0"], "limit is 0"),
+        (["--limit", "x"], "invalid int value"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--workers", "-1"], "--workers -1"),
         (["--size", "0"], "size is 0"),
@@ -147,29 +246,35 @@ def test_from_a_clone_without_installation(exported, digits, tmp_path):
         (["--bogus"], "--bogus"),
     ],
 )
-def test_bad_options_give_one_line_and_no_output(run, exported, digits, tmp_path, options, says):
+def test_bad_options_give_one_line_and_no_output(run, command, exported, digits, tmp_path, options, says):
     (tmp_path / "taken").write_text("")
-    code, out, err = run("peakiness", exported, digits, *options)
+    _refused(run(command, exported, digits, *options), says)
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def _refused(answer: tuple[int, str, str], says: str) -> None:
+    code, out, err = answer
     assert (code, out) == (2, "")
     assert err.startswith("reproduce: ")
     assert err.count("\n") == 1
     assert says in err
-    assert os.listdir(tmp_path) == ["taken"]
 
 
-def test_bad_teachers_and_shards_give_one_line(run, network, exported, digits, tmp_path):
-    weights = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file(network.state_dict(), weights)
+@pytest.mark.parametrize("command", ["evaluate", "peakiness"])
+def test_bad_networks_and_shards_give_one_line(run, command, exported, digits, tmp_path):
+    odd = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(2, 2)}, odd)
     save_student(tmp_path / "seven", build("resnet8", 7))
     (tmp_path / "empty").mkdir()
     for teacher, shards, says in (
         (tmp_path / "nowhere", digits, "no such file or folder"),
         (tmp_path / "empty", digits, "student.json"),
-        (weights, digits, "--model"),
+        (odd, digits, "name the model"),
+        ("ftp://host/w.pth", digits, "only http"),
         (tmp_path / "seven", digits, "is for 7 classes, the data has 10"),
         (exported, tmp_path / "empty", "empty"),
     ):
-        code, out, err = run("peakiness", teacher, shards, "--limit", 10)
+        code, out, err = run(command, teacher, shards, "--limit", 10)
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert says in err
     code, _, err = run("divine")

@@ -79,6 +79,7 @@ def importable(monkeypatch):
         ({"student": f"{HERE}:Nett"}, rf"model '{HERE}:Nett': .*did you mean 'Net'\?"),
         ({"student": "no_such_module:Net"}, r"cannot import module 'no_such_module'"),
         ({"loss": "kd", "teacher": "resnet9"}, r"unknown model 'resnet9'"),
+        ({"loss": "kd", "teacher": "ftp://host/t.pth"}, r"teacher\.weights: ftp://host/t\.pth: only http:// and https"),
         ({"loss": "kd", "teacher": "no/such"}, r"teacher\.weights: 'no/such': no such file or folder"),
         ({"loss": "at", "teacher": "resnet8", "student": "alexnet"}, r"unknown tap 'block1': taps of alexnet are"),
         ({"loss": "at", "student": "resnet8", "teacher": {"model": "alexnet"}}, r"unknown tap 'block1'"),
@@ -104,6 +105,18 @@ def test_check_downloads_nothing(monkeypatch):
     monkeypatch.setattr(_api, "load_state_dict_from_url", refuse)
     wanted = {"model": "vit_h_14", "options": {"weights": "DEFAULT"}}  # 630 million parameters
     check(recipe("nowhere", student=wanted, teacher=wanted))
+    check(recipe("nowhere", loss="kd", teacher={"model": "resnet56", "weights": "https://kdstream.invalid/t.pth"}))
+
+
+def test_check_knows_timms_networks_and_downloads_nothing():
+    pytest.importorskip("timm", reason="an extra")
+    loss = {"vitkd": 1, "ce": 1}
+    teacher = {"model": "timm:deit3_small_patch16_224", "options": {"pretrained": True}}
+    check(recipe("nowhere", loss=loss, student="timm:deit_tiny_patch16_224", teacher=teacher))
+    with pytest.raises(UserError, match=r"unknown model 'timm:deit_tini_patch16_224': did you mean"):
+        check(recipe("nowhere", student="timm:deit_tini_patch16_224"))
+    with pytest.raises(UserError, match=r"unknown tap 'block1'"):
+        check(recipe("nowhere", loss="at", student="timm:deit_tiny_patch16_224", teacher="resnet8"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
 from kdstream.stream.normalize import standardise
-from kdstream.training.networks import Converted, load_teacher, make_student, tapped
+from kdstream.training.networks import Converted, make_student, make_teacher, tapped
 
 HERE = Path(__file__).stem
 
@@ -34,13 +34,16 @@ def same(one, two):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same resnet8 of 10 classes as a plain state dict and as an export."""
+    """The same resnet8 of 10 classes as a plain state dict and as an export; and the weights of a network that nobody
+    knows."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(1)
     network = build("resnet8", 10)
     torch.save(network.state_dict(), folder / "plain.pth")
     save_student(folder / "export", network, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    return SimpleNamespace(network=network, plain=str(folder / "plain.pth"), export=str(folder / "export"))
+    torch.save(small(10).state_dict(), folder / "odd.pth")
+    places = {name: str(folder / name) for name in ("plain.pth", "export", "odd.pth")}
+    return SimpleNamespace(network=network, **{name.removesuffix(".pth"): place for name, place in places.items()})
 
 
 @pytest.fixture
@@ -66,31 +69,32 @@ def test_options_reach_the_network(importable):
 def test_weights_are_loaded_from_a_file_and_from_an_export(files):
     for wanted in (
         settings.Model(model="resnet8", weights=files.plain),
+        settings.Model(weights=files.plain),
         settings.Model(weights=files.export),
         settings.Model(model="resnet8", weights=files.export),
         settings.Model(weights=f"{files.export}/student.json"),
         settings.Model(weights=f"{files.export}/student.safetensors"),
     ):
         assert same(make_student(wanted, 10), files.network)
-        teacher = load_teacher(settings.Teacher(**wanted.model_dump()), 10)
+        teacher = make_teacher(settings.Teacher(**wanted.model_dump()), 10)
         assert same(teacher.network, files.network)
         assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
 
 
 def test_a_teacher_brings_its_mean_and_deviation(files):
-    exported = load_teacher(settings.Teacher(weights=files.export), 10)
+    exported = make_teacher(settings.Teacher(weights=files.export), 10)
     # tuples: they are compared with the data set's
     assert (exported.mean, exported.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    told = load_teacher(settings.Teacher(weights=files.export, mean=(0.7, 0.7, 0.7)), 10)
+    told = make_teacher(settings.Teacher(weights=files.export, mean=(0.7, 0.7, 0.7)), 10)
     assert (told.mean, told.std) == ((0.7, 0.7, 0.7), (0.4, 0.5, 0.6))
-    plain = load_teacher(settings.Teacher(model="resnet8", weights=files.plain), 10)
+    plain = make_teacher(settings.Teacher(model="resnet8", weights=files.plain), 10)
     assert (plain.mean, plain.std) == (None, None)
     assert plain.hash == exported.hash
 
 
 def test_an_export_without_mean_has_none(tmp_path):
     save_student(tmp_path, build("resnet8", 10))
-    teacher = load_teacher(settings.Teacher(weights=str(tmp_path)), 10)
+    teacher = make_teacher(settings.Teacher(weights=str(tmp_path)), 10)
     assert (teacher.mean, teacher.std) == (None, None)
 
 
@@ -101,7 +105,7 @@ def test_the_hash_is_of_the_weights(tmp_path, files):
         next(other.parameters()).view(-1)[0] += 1e-6
     torch.save(other.state_dict(), tmp_path / "other.pth")
     teachers = [
-        load_teacher(settings.Teacher(model="resnet8", weights=path), 10).hash
+        make_teacher(settings.Teacher(model="resnet8", weights=path), 10).hash
         for path in (files.plain, str(tmp_path / "other.pth"))
     ]
     assert teachers[0] != teachers[1]
@@ -117,22 +121,24 @@ def test_a_json_of_another_kind_beside_a_file_of_weights_is_no_export(files, tmp
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({"weights": "EXPORT", "classes": 9}, r"teacher .*export is for 10 classes, the data has 9"),
+        ({"weights": "EXPORT", "classes": 9}, r"^teacher: .*export is for 10 classes, the data has 9"),
         ({"model": "resnet8", "weights": "PLAIN", "classes": 9}, r"plain\.pth is for 10 classes, the data has 9"),
-        ({"model": "resnet14", "weights": "EXPORT"}, r"teacher .*export is a resnet8, the recipe says resnet14"),
+        ({"model": "resnet14", "weights": "EXPORT"}, r"^teacher: .*export is a resnet8, not a resnet14"),
         ({"model": "resnet14", "weights": "PLAIN"}, r"another architecture than resnet14: .*looks like resnet8"),
-        ({"weights": "PLAIN"}, r"teacher\.model is missing: .*plain\.pth does not say"),
+        ({"weights": "ODD"}, r"^teacher: .*odd\.pth does not say which network it is for .*: name the model"),
+        ({"weights": "ftp://host/a.pth"}, r"^teacher\.weights: ftp://host/a\.pth: only http:// and https://"),
+        ({}, r"^teacher: no weights: give a folder, a file or an address"),
         ({"model": "resnet8"}, r"teacher resnet8 has no weights: give teacher\.weights=FILE, or teacher\.train"),
         ({"weights": "runs/tpyo"}, r"^teacher\.weights: 'runs/tpyo': no such file or folder$"),
         ({"model": "resnet8", "weights": ""}, r"^teacher\.weights: '': no such file or folder$"),
     ],
 )
 def test_what_a_teacher_cannot_be(files, teacher, message):
-    places = {"EXPORT": files.export, "PLAIN": files.plain}
+    places = {"EXPORT": files.export, "PLAIN": files.plain, "ODD": files.odd}
     classes = teacher.get("classes", 10)
     wanted = {key: places.get(value, value) for key, value in teacher.items() if key != "classes"}
     with pytest.raises(UserError, match=message):
-        load_teacher(settings.Teacher(**wanted), classes)
+        make_teacher(settings.Teacher(**wanted), classes)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_what_a_teacher_cannot_be(files, teacher, message):
     [
         ({}, r"student\.model is missing: name a network, such as student=resnet20"),
         ({"weights": "no/such.pth"}, r"^student\.weights: 'no/such\.pth': no such file or folder$"),
-        ({"weights": "EXPORT", "model": "resnet20"}, r"student .*export is a resnet8, the recipe says resnet20"),
+        ({"weights": "EXPORT", "model": "resnet20"}, r"^student: .*export is a resnet8, not a resnet20"),
     ],
 )
 def test_what_a_student_cannot_be(files, student, message):
@@ -153,14 +159,14 @@ def test_an_exports_own_code_is_run_only_where_the_recipe_names_it(tmp_path, imp
     network = build(f"{HERE}:small", 10, width=6)
     save_student(tmp_path, network)
     named = settings.Teacher(model=f"{HERE}:small", options={"width": 6}, weights=str(tmp_path))
-    assert same(load_teacher(named, 10).network, network)
+    assert same(make_teacher(named, 10).network, network)
     for refused in (
         settings.Teacher(weights=str(tmp_path)),
         settings.Teacher(model=f"{HERE}:other", weights=str(tmp_path)),
         settings.Teacher(model="resnet8", weights=str(tmp_path)),
     ):
         with pytest.raises(UserError, match=f"names code of its own.*{HERE}:small"):
-            load_teacher(refused, 10)
+            make_teacher(refused, 10)
 
 
 def test_naming_a_network_does_not_let_other_code_in(tmp_path, importable):
@@ -170,7 +176,7 @@ def test_naming_a_network_does_not_let_other_code_in(tmp_path, importable):
     about["spec"]["width"] = {"name": "os:system"}
     description.write_text(json.dumps(about))
     with pytest.raises(UserError, match="names code of its own"):
-        load_teacher(settings.Teacher(model=f"{HERE}:small", weights=str(tmp_path)), 10)
+        make_teacher(settings.Teacher(model=f"{HERE}:small", weights=str(tmp_path)), 10)
 
 
 def test_taps_by_the_networks_names_and_by_the_recipes(files):

@@ -66,7 +66,8 @@ def _logit_pair() -> tuple[str, str, str, str]:
 
 
 def _kd(term: Any, labels: Tensor) -> Loss:
-    return _called(_torchdistill("KDLoss", *_logit_pair(), term.temperature, alpha=0.0, beta=1.0))
+    divergence = _called(_torchdistill("KDLoss", *_logit_pair(), term.temperature, alpha=0.0))  # without T^2 where 0
+    return lambda student, teacher, batch: term.temperature**2 * divergence(student, teacher, batch)
 
 
 def _dist(term: Any, labels: Tensor) -> Loss:
@@ -262,4 +263,4 @@ OTHERS: Mapping[str, tuple[Other, ...]] = {
     "vid": (Other("torchdistill", "torchdistill", _vid),),
 }
 """Objective -> other implementations of it. torchdistill's FSP pools by maximum and sums column norms, its FT is the
-authors' form: of the same cost, not the same number."""
+authors' form, its SP divides rows by their L1 norm: of the same cost, not the same number."""

@@ -1,0 +1,166 @@
+"""Trained networks from whatever holds them: exports, files and addresses of weights, torchvision's and timm's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdstream.errors import UserError
+from kdstream.models import MODELS, build, from_timm, is_dotted
+from kdstream.models.download import cached, is_url
+from kdstream.models.export import describe, load_student
+from kdstream.models.weights import count_classes, load_state, read_weights, recognise
+
+
+def load_teacher(
+    weights: str | PathLike[str] | None = None,
+    num_classes: int | None = None,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
+) -> nn.Module:
+    """A trained network to learn from: on the CPU, in eval mode, frozen, images [N,3,H,W] -> logits [N,C].
+
+    It carries what :func:`kdstream.models.build` gives (``spec``, ``taps``, ``classifier_path``) and what
+    :func:`kdstream.load_student` gives (``about``, and from it ``classes``, ``mean``, ``std``, ``image_size``; None
+    where nobody says). Mean and deviation are an export's, or those of torchvision's and timm's own weights; a file of
+    weights says nothing of them.
+
+    Args:
+        weights: a folder that kdstream exported, or the student.json in it; a file of weights, as
+            :func:`kdstream.models.weights.read_weights` takes; an http(s) address of one, downloaded once to
+            torch.hub's folder; None for torchvision's and timm's own weights, which ``options`` ask for.
+        num_classes: C that the weights must be for; None = whatever they are for.
+        model: the network, a name for ``build``; None = what an export says, or recognised by the shapes in a file.
+        options: further arguments of ``build``: ``{"weights": "DEFAULT"}`` for torchvision's weights,
+            ``{"pretrained": True}`` for timm's.
+        trust_code: run the code that an export names, even where ``model`` and ``options`` do not name the same.
+
+    Raises:
+        UserError: no weights; weights that cannot be had, are no weights, carry pickled objects, or are for another
+            number of classes or another architecture (with the keys that are missing and unexpected).
+    """
+    if weights is None:
+        network = _published(model, dict(options or {}), num_classes)
+    else:
+        network = load_network(weights, num_classes, model=model, options=options, trust_code=trust_code)
+    return network.requires_grad_(False).eval()
+
+
+def load_network(
+    weights: str | PathLike[str],
+    num_classes: int | None = None,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
+) -> nn.Module:
+    """As :func:`load_teacher` from ``weights``, but to be trained further: not frozen, in train mode."""
+    options = dict(options or {})
+    if _is_export(weights):
+        return _exported(weights, num_classes, model, options, trust_code)
+    source, state = fspath(weights), read_weights(weights)
+    name = model or recognise(state)
+    if name is None:
+        raise UserError(
+            f"{source} does not say which network it is for and fits none that kdstream would recognise: "
+            "name the model, as resnet56"
+        )
+    options = without_weights(name, options)  # the file's take their place
+    classes = num_classes or count_classes(state, name, **options)
+    if classes is None:
+        raise UserError(f"{source} does not show for how many classes {name} is: give num_classes")
+    network = build(name, classes, **options)
+    load_state(network, state, source)
+    return describe(network, {"spec": network.spec})
+
+
+def check_weights(weights: str) -> None:
+    """That there is such a file or folder, or that it is an address which can be downloaded; nothing is read.
+
+    Raises:
+        UserError: neither.
+    """
+    if is_url(weights):
+        cached(weights)
+    elif not (weights and Path(weights).exists()):
+        raise UserError(f"{weights!r}: no such file or folder")
+
+
+def brings_weights(model: str, options: Mapping[str, Any]) -> bool:
+    """Whether ``build(model, ..., **options)`` gives a trained network: torchvision's or timm's weights, or, as far as
+    one can tell, those of somebody's own factory."""
+    return bool(options.get(_switch(model))) or (is_dotted(model) and any(map(options.get, ("weights", "pretrained"))))
+
+
+def without_weights(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which ``build`` gives the same architecture, and its library downloads nothing."""
+    return {key: value for key, value in options.items() if key != _switch(model)}
+
+
+def _published(model: str | None, options: dict[str, Any], num_classes: int | None) -> nn.Module:
+    """A network whose library has the weights."""
+    if model is None:
+        raise UserError("no weights: give a folder, a file or an address, or a model whose library has weights")
+    if not brings_weights(model, options):
+        raise UserError(f"{model} has no weights: give a folder, a file or an address")
+    found = num_classes
+    if model.startswith(from_timm.PREFIX):
+        found = from_timm.weights_classes(model)
+    elif not is_dotted(model):
+        from kdstream.models import from_torchvision  # takes a second to import
+
+        found = from_torchvision.weights_classes(model, options["weights"])
+    if found is None:
+        raise UserError(f"{model}: give num_classes, for how many classes it is")
+    if num_classes not in (None, found):
+        raise UserError(f"the weights of {model} are for {found} classes, the data has {num_classes}")
+    network = build(model, found, **options)
+    standard = {} if is_dotted(model) else {"mean": list(network.mean), "std": list(network.std)}
+    return describe(network, {"spec": network.spec, **standard})
+
+
+def _switch(model: str) -> str | None:
+    """The option that makes a network's library download weights; None: it has none."""
+    if model.startswith(from_timm.PREFIX):
+        return "pretrained"
+    return None if model in MODELS or is_dotted(model) else "weights"
+
+
+def _is_export(weights: str | PathLike[str]) -> bool:
+    if is_url(weights):
+        return False
+    place = Path(weights)
+    return place.is_dir() or (place.suffix in (".json", ".safetensors") and place.with_suffix(".json").is_file())
+
+
+def _exported(
+    weights: str | PathLike[str], num_classes: int | None, model: str | None, options: dict[str, Any], trust_code: bool
+) -> nn.Module:
+    network = load_student(weights, trust_code or _names_its_code(Path(weights), model, options))
+    spec = network.spec
+    if num_classes not in (None, spec["num_classes"]):
+        raise UserError(f"{weights} is for {spec['num_classes']} classes, the data has {num_classes}")
+    if model not in (None, spec["name"]):
+        raise UserError(f"{weights} is a {spec['name']}, not a {model}")
+    return network.train()
+
+
+def _names_its_code(place: Path, model: str | None, options: dict[str, Any]) -> bool:
+    """Whether the caller himself says all that the export's description says, so that no code is run but what he
+    names. Anything else is :func:`load_student`'s to judge."""
+    if model is None or not is_dotted(model):
+        return False
+    try:
+        about = json.loads((place / "student.json" if place.is_dir() else place.with_suffix(".json")).read_bytes())
+        spec = dict(about["spec"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    spec.pop("num_classes", None)
+    return spec == {"name": model, **options}
