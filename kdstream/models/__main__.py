@@ -81,7 +81,8 @@ def _positive(text: str) -> int:
 
 
 def _overview(costs: list[Cost], title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    settings = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns hold the longest line
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **settings)
     table.add_column("Model", no_wrap=True)
     table.add_column("Parameters", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
@@ -119,7 +120,7 @@ def readable(macs: int) -> str:
 
 
 def shortened(taps: Iterable[str]) -> str:
-    """Tap names with runs of numbers drawn together: ``stem block1..3 (.pre) penultimate``."""
+    """Tap names with runs of numbers drawn together: ``stem block1..3 (.pre) map penultimate``."""
     groups: dict[str, list[int]] = {}  # in the order of their first tap; no numbers: the name itself
     for tap in taps:
         found = re.fullmatch(r"(.*?)(\d+)(\.pre)?", tap)

@@ -88,6 +88,7 @@ class CifarResNet(nn.Module):
         for stage in (1, 2, 3):
             self.taps[f"block{stage}"] = f"layer{stage}"
             self.taps[f"block{stage}.pre"] = f"layer{stage}.{blocks - 1}.relu2:input"
+        self.taps["map"] = "avgpool:input"
         self.taps["penultimate"] = f"{self.classifier_path}:input"
         self._initialise()
 

@@ -80,6 +80,7 @@ class CifarBottleneckResNet(nn.Module):
             )
             self.taps[f"block{stage}"] = f"layer{stage}"
             self.taps[f"block{stage}.pre"] = f"layer{stage}.{count - 1}.relu3:input"
+        self.taps["map"] = "avgpool:input"
         self.taps["penultimate"] = "linear:input"
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(inputs, num_classes)

@@ -208,6 +208,8 @@ def _map_taps(twin: nn.Module, listed: list[dict[str, Any]]) -> dict[str, str]:
         pre = _pre_activation(twin, path)
         if pre is not None:
             taps[f"block{number}.pre"] = f"{pre}:input"
+    if _has(twin, "global_pool"):
+        taps["map"] = "global_pool:input"
     return taps
 
 

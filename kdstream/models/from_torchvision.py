@@ -103,7 +103,7 @@ def _resnet_taps(module: nn.Module) -> dict[str, str]:
         taps[f"block{stage}"] = f"layer{stage}"
         # A block has one ReLU module for all its ReLUs; the last call is the one after the sum.
         taps[f"block{stage}.pre"] = f"layer{stage}.{last}.relu:input"
-    return {**taps, "penultimate": "fc:input"}
+    return {**taps, "map": "avgpool:input", "penultimate": "fc:input"}
 
 
 def _mobilenetv2_taps(module: nn.Module) -> dict[str, str]:
@@ -115,6 +115,7 @@ def _mobilenetv2_taps(module: nn.Module) -> dict[str, str]:
     return {
         "stem": "features.0",
         **{f"block{block}": f"features.{end}" for block, end in enumerate(ends, start=1)},
+        "map": "features",
         "penultimate": "classifier.1:input",
     }
 

@@ -58,6 +58,7 @@ class MobileNetV1(nn.Module):
         for block, unit in enumerate(_BLOCKS, start=1):
             self.taps[f"block{block}"] = f"model.{unit}"
             self.taps[f"block{block}.pre"] = f"model.{unit}.5:input"
+        self.taps["map"] = f"model.{len(units) - 1}"
         self.taps["penultimate"] = "fc:input"
         he_fan_out_(self, linear_std=0.01)
 

@@ -76,6 +76,7 @@ class MobileNetV2(nn.Module):
             "block2": "blocks.2",
             "block3": "blocks.4",
             "block4": "blocks.6",
+            "map": "avgpool:input",
             "penultimate": "classifier.0:input",
         }
         he_fan_out_(self, linear_std=0.01)

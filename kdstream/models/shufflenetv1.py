@@ -81,6 +81,7 @@ class ShuffleV1(nn.Module):
             self.taps[f"block{stage}"] = f"layer{stage}"
             self.taps[f"block{stage}.pre"] = f"layer{stage}.{units - 1}.relu3:input"
             inputs = width
+        self.taps["map"] = "avgpool:input"
         self.taps["penultimate"] = "linear:input"
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(inputs, num_classes)

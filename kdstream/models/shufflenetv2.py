@@ -103,6 +103,7 @@ class ShuffleV2(nn.Module):
             self.taps[f"block{stage}"] = f"layer{stage}"
             self.taps[f"block{stage}.pre"] = f"layer{stage}.{units - 1}.relu2:input"
             inputs = width
+        self.taps["map"] = "avgpool:input"
         self.taps["penultimate"] = "linear:input"
         self.conv2 = nn.Conv2d(inputs, widths[3], 1, bias=False)
         self.bn2 = nn.BatchNorm2d(widths[3])

@@ -1,6 +1,7 @@
 """Taps: intermediate features of any network, taken by module path and without editing the network.
 
-A tap is a name (``stem``, ``block1``, ``block1.pre``, ``penultimate``, ...) for a module path: ``layer1.2`` is the
+A tap is a name (``stem``, ``block1``, ``block1.pre``, ``map`` for the one whose average the classifier reads,
+``penultimate`` for what it reads, ...) for a module path: ``layer1.2`` is the
 output of that module, ``layer1.2.relu2:input`` its (first) input.
 """
 

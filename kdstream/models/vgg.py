@@ -55,6 +55,7 @@ class VGG(nn.Module):
         self.taps = {"stem": "relu0"}
         for block in (1, 2, 3, 4):
             self.taps |= {f"block{block}": f"relu{block}", f"block{block}.pre": f"block{block}"}
+        self.taps["map"] = "avgpool:input"
         self.taps["penultimate"] = "classifier:input"
         he_fan_out_(self, linear_std=0.01)
 

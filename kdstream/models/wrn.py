@@ -98,6 +98,7 @@ class WideResNet(nn.Module):
             "block2.pre": "block3.layer.0.bn1",
             "block3": "block3",
             "block3.pre": "bn1",
+            "map": "avgpool:input",
             "penultimate": "fc:input",
         }
         he_fan_out_(self)

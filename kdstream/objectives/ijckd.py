@@ -48,7 +48,7 @@ class IJCKD(JointTerm):
         connector: str = "1x1",
         mid_channels: int | None = None,
         taps: str | None = None,
-        teacher_taps: str = "block3",
+        teacher_taps: str = "map",
     ):
         weights = [
             number("ijckd", name, value, at_least=0)

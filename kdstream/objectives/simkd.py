@@ -25,8 +25,7 @@ class SimKD(JointTerm):
             authors' code.
         mid_channels: between the convolutions; half of the teacher's width by default (there, too).
         taps: the student's map; by default the one that its own classifier reads, averaged.
-        teacher_taps: the teacher's, which must be the one that its classifier reads, averaged (``block3`` is, in
-            ResNets for small images).
+        teacher_taps: the teacher's, which must be the one that its classifier reads, averaged: ``map``, by default.
 
     Raises:
         UserError: a setting out of range; no teacher, one of another number of classes, or one whose classifier
@@ -38,7 +37,7 @@ class SimKD(JointTerm):
         connector: str = "1x1-3x3-1x1",
         mid_channels: int | None = None,
         taps: str | None = None,
-        teacher_taps: str = "block3",
+        teacher_taps: str = "map",
     ):
         super().__init__("simkd", connector, mid_channels, taps, teacher_taps, compares_maps=True)
 

@@ -49,7 +49,7 @@ class SRRL(ReusedClassifier):
         connector: str = "1x1",
         mid_channels: int | None = None,
         taps: str | None = None,
-        teacher_taps: str = "block3",
+        teacher_taps: str = "map",
     ):
         alpha, beta = number("srrl", "alpha", alpha, at_least=0), number("srrl", "beta", beta, at_least=0)
         if not (alpha or beta):

@@ -62,7 +62,7 @@ class ReusedAdapter(Adapter):
         return dataclasses.replace(task, student_outputs=answer, teacher_outputs=outputs, teacher=owner, build=build)
 
     def settings(self, case):
-        return {**super().settings(case), "taps": "block3"}
+        return {**super().settings(case), "taps": "block3", "teacher_taps": "block3"}
 
     def parts(self, term, student, teacher, batch):
         connected = term.connect(student)

@@ -29,7 +29,7 @@ def test_taps_of_resnets(name):
     torch.manual_seed(0)
     module = build(name, 5).eval()
     blocks = [f"block{stage}" for stage in (1, 2, 3, 4)]
-    assert set(module.taps) == {"stem", *blocks, *(f"{block}.pre" for block in blocks), "penultimate"}
+    assert set(module.taps) == {"stem", *blocks, *(f"{block}.pre" for block in blocks), "map", "penultimate"}
     with torch.no_grad():
         outputs = Tapped(module, list(module.taps))(torch.randn(2, 3, 64, 64))
     assert outputs.features["stem"].shape == (2, 64, 32, 32)
@@ -37,6 +37,7 @@ def test_taps_of_resnets(name):
         assert (outputs.features[f"{block}.pre"] < 0).any()
         assert torch.equal(outputs.features[f"{block}.pre"].relu(), outputs.features[block])
     torch.testing.assert_close(outputs.features["block4"].mean((2, 3)), outputs.features["penultimate"])
+    assert torch.equal(outputs.features["map"], outputs.features["block4"])
     assert torch.equal(module.fc(outputs.features["penultimate"]), outputs.logits)
 
 

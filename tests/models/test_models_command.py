@@ -24,7 +24,7 @@ def test_the_whole_zoo_one_line_each(capsys):
     assert rows.keys() == set(MODELS)
     assert rows["resnet8"].split() == [
         *("resnet8", "83,892", "12.51", "M"),
-        *("stem", "block1..3", "(.pre)", "penultimate"),
+        *("stem", "block1..3", "(.pre)", "map", "penultimate"),
     ]
     assert all(line.rstrip().endswith("penultimate") for line in rows.values())
     assert "timm:" in text

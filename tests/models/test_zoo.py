@@ -109,6 +109,14 @@ def test_pre_is_the_block_before_its_relu(name):
 
 
 @each_family
+def test_the_classifier_reads_the_average_of_the_map(name):
+    module = network(name).eval()
+    with torch.no_grad():
+        features = Tapped(module, ["map", "penultimate"])(images(name)).features
+    torch.testing.assert_close(features["map"].mean((2, 3)), features["penultimate"])
+
+
+@each_family
 def test_every_parameter_is_trained(name):
     module = network(name)
     module(images(name)).square().sum().backward()

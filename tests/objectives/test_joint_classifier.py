@@ -210,7 +210,7 @@ def test_connectors(make, connector):
         assert convolution.kernel_size == (kernel, kernel)
         assert convolution.bias is None
         expected = F.relu(norm(convolution(expected)))
-    assert expected.shape == teacher.features["block3"].shape
+    assert expected.shape == teacher.features["map"].shape
     connected = term.connect(student) if make is SRRL else student.features["connector"]
     torch.testing.assert_close(connected, expected)
 
@@ -218,8 +218,8 @@ def test_connectors(make, connector):
 @pytest.mark.parametrize(
     ("student", "teacher", "ours", "theirs", "tap"),
     [
-        ("resnet8", "vgg8", 4, 2, "block4"),  # the student's map is larger
-        ("vgg8", "resnet8x4", 2, 4, "block3"),  # the teacher's
+        ("resnet8", "vgg8", 4, 2, "map"),  # the student's map is larger
+        ("vgg8", "resnet8x4", 2, 4, "map"),  # the teacher's
         ("ResNet50", "resnet14", 2, 4, "block3"),
     ],
 )
@@ -251,7 +251,7 @@ def test_ijckd_adds_labels_logits_and_maps():
     labels = torch.arange(6) % 5
     expected = 0.2 * F.cross_entropy(student.logits, labels)
     expected = expected + 0.5 * F.mse_loss(student.logits, teacher.logits)
-    expected = expected + 3 * F.mse_loss(student.features["connector"], teacher.features["block3"])
+    expected = expected + 3 * F.mse_loss(student.features["connector"], teacher.features["map"])
     torch.testing.assert_close(term(student, teacher, Batch(images(), labels, torch.arange(6))), expected)
 
 
@@ -267,7 +267,7 @@ def test_srrl_holds_the_teachers_classifier_frozen():
     connected = term.connector(student.features["srrl.map"])
     logits = strong.fc(connected.mean((2, 3)))
     expected = 2 * F.mse_loss(logits, teacher.logits)
-    expected = expected + 0.5 * F.mse_loss(connected, F.adaptive_avg_pool2d(teacher.features["block3"], 2))
+    expected = expected + 0.5 * F.mse_loss(connected, F.adaptive_avg_pool2d(teacher.features["map"], 2))
     value = term(student, teacher, Batch(images(), torch.zeros(6).long(), torch.arange(6)))
     torch.testing.assert_close(value, expected)
     value.backward()
@@ -323,7 +323,7 @@ class Flattened(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 14 * 14, num_classes)
-        self.taps = {"block3": "conv"}
+        self.taps = {"map": "conv"}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.conv(images).flatten(1))
@@ -358,7 +358,7 @@ def test_a_student_whose_map_is_not_known():
         SimKD(taps="block9").adapt(of("resnet8"), of("resnet8x4"), images(2), build)
     assert str(caught.value) == (
         "simkd: the student has no feature map 'block9'; its maps are stem, block1, block1.pre, block2, block2.pre, "
-        "block3, block3.pre"
+        "block3, block3.pre, map"
     )
 
 
@@ -377,25 +377,25 @@ def test_the_students_map_may_be_a_module():
             "resnet8x4",
             "block2",
             "simkd: the teacher's 'block2' [128, 8, 8] is not the map that its classifier averages; set teacher_taps: "
-            "block3",
+            "map",
         ),
         (
             "vgg8",
             "block3",
             "simkd: the teacher's 'block3' [512, 2, 2] is not the map that its classifier averages; set teacher_taps: "
-            "block4",
+            "map",
         ),
         (
             "wrn_10_1",
             "block3",
-            "simkd: the teacher's 'block3' [64, 4, 4] is not the map that its classifier averages; name that one in "
-            "the recipe, teacher.taps={map: 'avgpool:input'}, and here, teacher_taps: map",
+            "simkd: the teacher's 'block3' [64, 4, 4] is not the map that its classifier averages; set teacher_taps: "
+            "map",
         ),
         (
             "resnet8x4",
             "penultimate",
             "simkd: the teacher's 'penultimate' [256] is not the map that its classifier averages; set teacher_taps: "
-            "block3",
+            "map",
         ),
     ],
 )
@@ -405,10 +405,31 @@ def test_another_map_of_the_teacher(name, tap, message):
     assert str(caught.value) == message
 
 
-def test_the_advice_for_a_wide_resnet_works(digits, tmp_path):
+class Unnamed(nn.Module):
+    """Averages a map that its taps do not name."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, num_classes)
+        self.taps = {"block1": "conv"}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.act(self.conv(images)).mean((2, 3)))
+
+
+def test_a_teacher_whose_taps_do_not_name_the_map():
+    with pytest.raises(UserError) as caught:
+        joined(SimKD(teacher_taps="block1"), of("resnet8"), build(f"{__name__}:Unnamed", 5))
+    assert str(caught.value) == (
+        "simkd: the teacher's 'block1' [4, 14, 14] is not the map that its classifier averages; name that one in the "
+        "recipe, teacher.taps={map: 'act'}, and here, teacher_taps: map"
+    )
+
+
+def test_a_wide_resnet_teaches(digits, tmp_path):
+    """The map that its classifier averages comes after its last block."""
     run(digits, tmp_path / "teacher", student="wrn_10_1", loss="ce")
-    teacher = {"weights": str(tmp_path / "teacher"), "taps": {"map": "avgpool:input"}}
-    run(digits, tmp_path / "student", teacher=teacher, loss={"simkd": {"teacher_taps": "map"}})
+    run(digits, tmp_path / "student", teacher={"weights": str(tmp_path / "teacher")}, loss="simkd")
     assert load_student(tmp_path / "student").head.classifier.weight.equal(load_student(tmp_path / "teacher").fc.weight)
 
 

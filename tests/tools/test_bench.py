@@ -277,7 +277,7 @@ def test_step_says_which_objective_is_not_for_the_pair(run):
     assert "not for this pair: fsp" in out
 
 
-LOSSES = ("at", "cc", "dist", "kd", "nst", "pkt", "rkd", "vid")
+LOSSES = ("at", "cc", "dist", "fitnet", "kd", "nst", "pkt", "reviewkd", "rkd", "vid")
 """Objectives whose other implementation gives the same number; those of FSP, FT and SP have other forms, AB needs
 maps before the ReLU, and the plain KD-SVD and CRD decompose and draw differently."""
 

@@ -156,6 +156,56 @@ def _vid(term: Any, labels: Tensor) -> Loss:
     return predicted
 
 
+def _reviewkd(term: Any, labels: Tensor) -> Loss:
+    """The hierarchical context loss over what our fusions give."""
+    losses = {
+        ours: _torchdistill("HierarchicalContextLoss", ours, "output", theirs, "output", output_sizes=term.hcl_levels)
+        for ours, theirs in reversed(_pairs(term))
+    }
+
+    def maps(value: Tensor) -> Tensor:
+        return value if value.ndim == 4 else value[:, :, None, None]
+
+    def fused(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        total, residual = torch.zeros(()), None
+        for ours, loss in losses.items():
+            target = maps(teacher.features[loss.teacher_module_path])
+            output, residual = term.abf[ours](maps(student.features[ours]), residual, target.shape[2:])
+            sides = {ours: {"output": (output, residual)}}, {loss.teacher_module_path: {"output": target}}
+            total = total + loss(*sides)
+        return term.ramp * total
+
+    return fused
+
+
+def _crd(term: Any, labels: Tensor) -> Loss:
+    """Its negatives are drawn once, before the time counts: a data loader would do that."""
+    n, width = term.memory_v1.shape
+    settings = {"temperature": term.nce_t, "momentum": term.nce_m, "eps": term.eps}
+    loss = _torchdistill("CRDLoss", "v1", "idx", "v2", width, n, term.nce_k, n, **settings)
+    drawn: dict[int, Tensor] = {}
+
+    def embedded(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        if id(batch) not in drawn:
+            drawn[id(batch)] = term.contrast(batch)
+        ours = term.embed_s(student.features[term.student_taps[0]])
+        theirs = term.embed_t(teacher.features[term.teacher_taps[0]])
+        sides = {"v1": {"output": ours}, "idx": {"input": {"pos_idx": batch.index, "contrast_idx": drawn[id(batch)]}}}
+        return loss(sides, {"v2": {"output": theirs}}).squeeze()
+
+    return embedded
+
+
+def _plain_fitnet(term: Any, labels: Tensor) -> Loss:
+    def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        total = torch.zeros(())
+        for (ours, theirs), weight in zip(_pairs(term), term.weights, strict=True):
+            total = total + weight * F.mse_loss(term.connector[ours](student.features[ours]), teacher.features[theirs])
+        return total
+
+    return loss
+
+
 def _plain_cc(term: Any, labels: Tensor) -> Loss:
     def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         ours = term.embed_s(student.features[term.student_taps[0]].flatten(1))
@@ -250,14 +300,16 @@ OTHERS: Mapping[str, tuple[Other, ...]] = {
     "ab": (Other("torchdistill", "torchdistill", _ab),),
     "at": (Other("torchdistill", "torchdistill", _at_loss),),
     "cc": (Other("plain loop", None, _plain_cc),),
-    "crd": (Other("plain loop", None, _plain_crd),),
+    "crd": (Other("plain loop", None, _plain_crd), Other("torchdistill", "torchdistill", _crd)),
     "dist": (Other("torchdistill", "torchdistill", _dist),),
+    "fitnet": (Other("plain loop", None, _plain_fitnet),),
     "fsp": (Other("torchdistill", "torchdistill", _fsp),),
     "ft": (Other("torchdistill", "torchdistill", _ft),),
     "kd": (Other("torchdistill", "torchdistill", _kd),),
     "kdsvd": (Other("plain loop", None, _plain_kdsvd),),
     "nst": (Other("plain loop", None, _plain_nst),),
     "pkt": (Other("torchdistill", "torchdistill", _pkt),),
+    "reviewkd": (Other("torchdistill", "torchdistill", _reviewkd),),
     "rkd": (Other("torchdistill", "torchdistill", _rkd),),
     "sp": (Other("torchdistill", "torchdistill", _sp),),
     "vid": (Other("torchdistill", "torchdistill", _vid),),

@@ -199,21 +199,24 @@ def step(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     )
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
-    for name in names:
-        console.print(f"{name} ...", end="\r")
-        try:
-            work = set_up(name, pair)
-        except UserError as error:
-            refused[name] = str(error)
-            continue
-        for row in _rows(name, work, bare, options.seconds):
-            rows.append(row)
-            table.add_row(*_cells(row))
+    with console.status("") as status:
+        for name in names:
+            status.update(f"measuring {name}")
+            try:
+                work = set_up(name, pair)
+            except UserError as error:
+                refused[name] = str(error)
+                continue
+            for row in _rows(name, work, bare, options.seconds):
+                rows.append(row)
+                table.add_row(*_cells(row))
     console.print(table)
     for why in refused.values():
         console.print(f"not for this pair: {why}", soft_wrap=True)
     console.print("trains: parameters that the objective trains beside the student")
-    console.print("step / bare KD: the step's time over that of a KD loop written by hand, median of alternating pairs;")
+    console.print(
+        "step / bare KD: the step's time over that of a KD loop written by hand, median of alternating pairs;"
+    )
     console.print(f"the target for objectives of logits alone is <= {LOGIT_TARGET:.2f}")
     console.print("other / kdstream: the other library's time for loss and gradients over kdstream's; above 1: slower")
     return {"settings": given, "objectives": rows, "not_for_this_pair": refused}
