@@ -302,8 +302,10 @@ def _explain(error: ValidationError) -> str:
         return f"unknown setting {where!r}: {nearest(path[-1], part.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"
-    given = repr(first["input"])
-    return f"{where}: {first['msg'].removeprefix('Value error, ').lower()}; it is {given[:60]}"
+    text = f"{where}: {first['msg'].removeprefix('Value error, ').lower()}"
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):
+        return text  # said of a whole group by a validator of ours, which names what it means
+    return f"{text}; it is {repr(first['input'])[:60]}"
 
 
 def _part_class(annotation: Any) -> Any:

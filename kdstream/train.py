@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.recipe import is_file, load_recipe
 from kdstream.training.job import Job
@@ -24,8 +25,12 @@ from kdstream.training.stop import Stopped
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
+    """The command line.
+
+    Raises:
+        UserError: options that there are none of.
+    """
+    parser = CommandParser(
         prog="train.py", description="Distil a student. Without arguments: the quickstart on handwritten digits."
     )
     parser.add_argument("recipe", nargs="?", default="quickstart", help="YAML file or the name of a built-in recipe")
@@ -64,9 +69,9 @@ def make_accelerator(cpu: bool, precision: str) -> Accelerator:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a recipe; returns the exit code: 0 done, 2 bad input, 128 + signal number when stopped by one."""
-    chosen = parse_arguments(arguments)
     rank = int(os.environ.get("RANK", "0"))
     try:
+        chosen = parse_arguments(arguments)
         recipe = load_recipe(chosen.recipe, chosen.overrides)
         accelerator = make_accelerator(chosen.cpu, recipe.precision)
         with Display(enabled=accelerator.is_main_process) as display:

@@ -98,6 +98,12 @@ def test_defaults_are_not_shared_between_recipes():
         ({"student": ["resnet8"]}, r"student: "),
         ({"loss": ["ce"]}, r"loss: input should be a valid dictionary"),
         ({"teacher": {"mean": [0.5, 0.5]}}, r"teacher\.mean"),
+        (
+            {"student": {"model": "resnet8", "options": {"num_classes": 3}}},
+            r"^test: student\.options: leave num_classes out: the data says it$",
+        ),
+        ({"student": {"model": "resnet8", "options": {"name": "x"}}}, r"options: leave name out: it is the model's$"),
+        ({"optimizer": {"nesterov": True, "momentum": 0}}, r"^test: optimizer: nesterov needs a momentum above 0$"),
         ({1: 2}, r"^test: 1: keys should be strings"),
         ({"runs": {"a/b": {}}}, r"'a/b' is no name for a run"),
         ({"runs": {"..": {}}}, r"'\.\.' is no name for a run"),

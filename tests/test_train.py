@@ -206,6 +206,44 @@ def test_a_corrupt_png_inside_a_shard(write, refused, copied, workers):
 # --- the command line
 
 
+@pytest.fixture
+def refused_by_rank(capsys, monkeypatch):
+    """Runs a command that must fail as one process of several. Gives the line."""
+
+    def refused(rank, *arguments):
+        monkeypatch.setenv("RANK", rank)
+        assert train.main(list(arguments)) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        return line
+
+    return refused
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["quickstart", "epochs=1", "--nope"], "unrecognized arguments: --nope"),
+        (["--fresh=yes"], "argument --fresh: ignored explicit argument 'yes'"),
+    ],
+)
+def test_bad_options(refused_by_rank, rank, arguments, message):
+    place = "error" if rank == "0" else f"error in process {rank}"
+    assert refused_by_rank(rank, *arguments) == f"{place}: {message}; see --help"
+
+
+def test_interrupted_before_the_training(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_recipe", interrupt)
+    assert train.main([]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"
+
+
 def test_the_first_word_may_be_recipe_or_override(write):
     assert train.parse_arguments([]).recipe == "quickstart"
     chosen = train.parse_arguments(["epochs=1", "--cpu", "seed=2"])

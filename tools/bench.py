@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -23,15 +22,11 @@ from benches.measure import BENCHES, budget, machine, whole
 from rich.console import Console
 
 from kdstream.atomic import write_atomic
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 
 for name in ("jpeg", "coded", "taps", "step"):
     importlib.import_module(f"benches.{name}")  # enters itself in BENCHES
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--threads", type=whole, default=1, metavar="N", help="of kdstream and torch (default: 1)")
     common.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
-    parser = _Parser(description=(__doc__ or "").splitlines()[0])
-    subparsers = parser.add_subparsers(dest="bench", metavar="BENCH", required=True, parser_class=_Parser)
+    parser = CommandParser(description=(__doc__ or "").splitlines()[0])
+    subparsers = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
     for name, (function, options) in BENCHES.items():
         about = (function.__doc__ or "").splitlines()[0]
         sub = subparsers.add_parser(name, help=about, description=about, parents=[common])

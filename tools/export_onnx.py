@@ -7,12 +7,12 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
 from rich.console import Console
 
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.models.export import load_student
 from kdstream.models.onnx_export import OnnxFile, export_onnx
@@ -23,13 +23,8 @@ EXAMPLES = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="the folder of a training, with its student.json")
     parser.add_argument(
         "--with-normalization", action="store_true", help="the file takes images in [0,1] and standardises them itself"

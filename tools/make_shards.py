@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.stream.convert import Conversion, make_shards, parse_size
 from kdstream.stream.dataset_info import SplitInfo, load_dataset_info
@@ -33,13 +33,8 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="where the images come from, see below")
     parser.add_argument("dest", nargs="?", metavar="DEST", help="the data set folder to make")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="these splits only (default: all of the source)")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
@@ -25,6 +25,7 @@ from torch import nn
 from kdstream.analysis import accuracy as accurate
 from kdstream.analysis import peakiness as peaky
 from kdstream.atomic import write_atomic
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models.pretrained import check_weights, load_teacher
@@ -317,11 +318,6 @@ def _end(console: Console, job: _Job, count: int, files: str) -> None:
     console.print(f"written: {job.out}/{files}", highlight=False, markup=False, soft_wrap=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Images a second, over the last half minute."""
@@ -387,7 +383,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        parser = _Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = CommandParser(
+            description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         commands = parser.add_subparsers(required=True, metavar="COMMAND")
         for add in COMMANDS:
             add(commands)

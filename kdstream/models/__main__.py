@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.models import MODELS
 from kdstream.models.macs import Cost, cost
@@ -26,9 +27,9 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
+        options = _parser().parse_args(arguments)
         names = options.names or list(MODELS)
         costs = [
             cost(name, options.classes, options.size)
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"models: {error}")
         return 2
     except KeyboardInterrupt:
+        errors.print("models: interrupted")
         return 130
     if options.json:
         print(json.dumps(_plain(costs, options.classes, options.size), indent=2))
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m kdstream.models",
         description=__doc__,
         epilog=EXAMPLES,

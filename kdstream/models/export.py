@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
 from kdstream.models import build, from_timm
-from kdstream.models.weights import load_state, read_safetensors
+from kdstream.models.weights import check_place, load_state, read_safetensors
 from kdstream.registry import import_object
 
 FORMAT = 1
@@ -103,6 +103,7 @@ def load_student(path: str | PathLike[str], trust_code: bool = False) -> nn.Modu
     Raises:
         UserError: files missing, damaged or not of one export; a network by dotted path without ``trust_code``.
     """
+    check_place(path)
     description, weights = _files(Path(path))
     about = _read_json(description)
     spec = about["spec"]

@@ -14,7 +14,7 @@ from kdstream.errors import UserError
 from kdstream.models import MODELS, build, from_timm, is_dotted
 from kdstream.models.download import cached, is_url
 from kdstream.models.export import describe, load_student
-from kdstream.models.weights import count_classes, load_state, read_weights, recognise
+from kdstream.models.weights import check_place, count_classes, load_state, read_weights, recognise
 
 
 def load_teacher(
@@ -62,6 +62,7 @@ def load_network(
     trust_code: bool = False,
 ) -> nn.Module:
     """As :func:`load_teacher` from ``weights``, but to be trained further: not frozen, in train mode."""
+    check_place(weights)
     options = dict(options or {})
     if _is_export(weights):
         return _exported(weights, num_classes, model, options, trust_code)

@@ -50,12 +50,24 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, not a weights file, truncated, holds no state dict or carries a pickled object.
     """
+    check_place(path)
     if is_url(path):
         return fetch(str(path), _read)
     path = Path(path)
     if (path / "student.safetensors").is_file():
         path = path / "student.safetensors"
     return _read(path, str(path))
+
+
+def check_place(weights: object) -> None:
+    """That it is a text or a path, whatever may be there.
+
+    Raises:
+        UserError: it is something else, as a number.
+    """
+    if not isinstance(weights, str | PathLike):
+        kind = type(weights).__name__
+        raise UserError(f"weights are the name of a folder, a file or an address, as text; this is of type {kind}")
 
 
 def _read(path: Path, source: str) -> dict[str, Tensor]:
@@ -188,8 +200,11 @@ def _from_pickle(path: Path, head: bytes, source: str) -> Any:
                 + (_SETTINGS if unsafe[1] == "argparse.Namespace" else "")
             ) from error
         if head.startswith((b"PK", b"\x80")):  # torch's zip files; pickles, torch's format before 1.6
-            raise UserError(f"{source} is truncated or damaged; download or save it again ({text[:120]})") from error
-        raise UserError(f"{source} is no file of weights that torch can read: {text[:120]}") from error
+            raise UserError(f"{source} is truncated or damaged; download or save it again") from error
+        raise UserError(
+            f"{source} is no file of weights: neither safetensors nor what torch.save writes; give a file of one of "
+            "these"
+        ) from error
 
 
 def _state_dict(data: Any, source: str) -> dict[str, Tensor]:

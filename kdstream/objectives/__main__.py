@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Term
 from kdstream.objectives.presets import term_presets
@@ -131,16 +131,11 @@ def _read(path: Path) -> dict[str, Any]:
     return costs
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 for bad input."""
-    console = Console()
+    """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        parser = _Parser(prog="python -m kdstream.objectives", description=(__doc__ or "").splitlines()[0])
+        parser = CommandParser(prog="python -m kdstream.objectives", description=(__doc__ or "").splitlines()[0])
         parser.add_argument("name", nargs="*", metavar="NAME", help="default: all, in a table")
         parser.add_argument(
             "--markdown", type=Path, metavar="FILE", help="the page of all; FILE: of tools/bench.py step --json"
@@ -155,8 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _overview(console)
     except UserError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"objectives: {error}")
+        errors.print(f"objectives: {error}")
         return 2
+    except KeyboardInterrupt:
+        errors.print("objectives: interrupted")
+        return 130
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -132,3 +132,10 @@ def need_maps(owner: str, tap: str, teacher_tap: str, student: Tensor, teacher: 
                 f"{owner}: tap {name!r} of the {role} has shape {list(value.shape)}, not that of a feature map "
                 "[N,C,H,W]; choose another tap"
             )
+
+
+def is_composed(spec: Mapping[str, Any]) -> bool:
+    """Whether a network's ``spec`` is of what a term makes of a student (branches, a reused classifier), which is no
+    architecture to build anew with fresh weights."""
+    name = str(spec.get("name", ""))
+    return name.startswith("kdstream.models.") and ":" in name

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher, tap_pairs, whole
+from kdstream.objectives.checks import is_composed, need_teacher, tap_pairs, whole
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Outputs
@@ -250,6 +250,10 @@ class JointTerm(ReusedClassifier):
                 f"{self.owner}: the student answers through a teacher's classifier already; start from a plain student "
                 "and name one of simkd and ijckd in the loss"
             )
+        if is_composed(student.spec):
+            raise UserError(
+                f"{self.owner}: another term has changed the student; name one of one, simkd and ijckd in the loss"
+            )
         ours, theirs = self.find_maps(student, teacher, image)
         classifier, classes = teacher.get_submodule(teacher.classifier_path), student.spec["num_classes"]
         if classifier.out_features != classes:
@@ -260,6 +264,8 @@ class JointTerm(ReusedClassifier):
         path, _, side = ours.path.partition(":")
         joint = build(JOINT, classes, backbone=student.spec, path=path, side=side or "output", head=head)
         joint.start_from(student, classifier)
+        # An earlier term may have named further ones.
+        joint.taps = {name: f"backbone.module.{path}" for name, path in student.taps.items()} | joint.taps
         return joint
 
     def setup(self, task: Task) -> None:

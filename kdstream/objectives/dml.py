@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number, sequence, whole
+from kdstream.objectives.checks import is_composed, number, sequence, whole
 from kdstream.objectives.kd import softened_kl
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
@@ -79,7 +79,13 @@ class DeepMutualLearning(Term):
 
     def setup(self, task: Task) -> None:
         specs = [{"num_classes": task.num_classes, **spec} for spec in self.builds]
-        specs += [task.student.module.spec] * self.copies
+        own = task.student.module.spec
+        if self.copies and is_composed(own):
+            raise UserError(
+                "dml: there can be no copies of a student that another term (one, simkd, ijckd) has changed; name the "
+                "peers' networks, such as peers: [resnet8]"
+            )
+        specs += [own] * self.copies
         self.cohort = nn.ModuleList(task.build(**spec) for spec in specs)
 
     def peers(self) -> dict[str, nn.Module]:

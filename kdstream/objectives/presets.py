@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -72,7 +72,9 @@ def term_settings(term: str, name: Any) -> dict[str, Any]:
         having = sorted({term for preset in presets().values() for term in preset.loss})
         raise UserError(f"{where}: has no presets; those that have: {', '.join(having)}")
     if not isinstance(name, str) or (name not in short and name not in full):
-        raise UserError(f"{where}: unknown preset {name!r}: {_hint(str(name), [*short, *full], short)}")
+        rest = f"...; all: python -m kdstream.objectives {term}" if short else "..."
+        hint = _hint(str(name), [*short, *full]) or f"known: {_few(sorted(short) or full, rest)}"
+        raise UserError(f"{where}: unknown preset {name!r}: {hint}")
     meant = [name] if name in full else short[name]
     settings = presets()[meant[0]].loss[term]
     if any(presets()[other].loss[term] != settings for other in meant[1:]):
@@ -80,13 +82,33 @@ def term_settings(term: str, name: Any) -> dict[str, Any]:
     return dict(settings)
 
 
-def _hint(name: str, known: Iterable[str], listed: Iterable[str]) -> str:
-    """The tail of a message: the known name that is near, otherwise those of ``listed``, otherwise the families."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    names = sorted(listed) or [f"{family}/..." for family in sorted({preset.family for preset in presets().values()})]
-    return f"known: {', '.join(names)}"
+def _hint(name: str, known: Iterable[str]) -> str:
+    """The tail of a message: the known names under ``name``, or the one that is near; empty if there is neither."""
+    known = list(known)
+    if inside := _under(name, known):
+        return f"choose {_few(inside)}"
+    # What stands elsewhere, as a family without this term, is no misspelling.
+    close = [] if _under(name, presets()) else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _whole_hint(name: str) -> str:
+    """As :func:`_hint` for a whole loss: a preset of a family, a family of those who published several, or who did."""
+    families = sorted({preset.family for preset in presets().values()})
+    if inside := _under(name, families):
+        return f"choose one of {', '.join(f'{family}/...' for family in inside)}"
+    owners = sorted({family.partition("/")[0] for family in families})
+    return _hint(name, presets()) or f"known: {', '.join(f'{owner}/...' for owner in owners)}"
+
+
+def _under(name: str, known: Iterable[str]) -> list[str]:
+    place = name.rstrip("/.")
+    return [other for other in known if other.startswith(f"{place}/")]
+
+
+def _few(names: Sequence[str], rest: str = "...") -> str:
+    """The first names, and ``rest`` for those after them."""
+    return ", ".join([*names[:5], *([rest] if names[5:] else [])])
 
 
 def expanded(loss: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -110,7 +132,7 @@ def expanded(loss: Mapping[Any, Any]) -> dict[Any, Any]:
         return own
     name = loss["preset"]
     if not isinstance(name, str) or name not in presets():
-        raise UserError(f"loss: unknown preset {name!r}: {_hint(str(name), presets(), ())}")
+        raise UserError(f"loss: unknown preset {name!r}: {_whole_hint(str(name))}")
     return _laid_over(presets()[name].loss, own)
 
 

@@ -70,6 +70,13 @@ class Distiller(nn.Module):
         main = [(name, weight, term.__call__) for name, weight, term in self._all_terms() if term.in_main]
         return [*stages, Stage("main", main)]
 
+    def train(self, mode: bool = True) -> Distiller:
+        """Training mode, except for the student in a stage that does not train it: its batch statistics stay."""
+        super().train(mode)
+        if self.stage.trains != "student":
+            self.student.eval()
+        return self
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the current stage.
 

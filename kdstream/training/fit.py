@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.models import build
 from kdstream.models.export import save_student
-from kdstream.objectives import Task, parse_loss
+from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stream import Stream
@@ -31,7 +30,8 @@ from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.evaluate import evaluate
 from kdstream.training.metrics import MetricsLog
-from kdstream.training.networks import Converted, Teacher, make_student, tapped
+from kdstream.training.networks import Teacher, make_student, tapped
+from kdstream.training.prepare import prepare
 from kdstream.training.progress import Display
 from kdstream.training.schedule import learning_rate
 from kdstream.training.stop import StopFlag, Stopped
@@ -170,36 +170,14 @@ class Trainer:
         self.probe = next(iter(Stream(self.train, few, recipe.seed, rank=0, world=1, given=given) | chain))
         torch.manual_seed(recipe.seed)
         network = make_student(recipe.student, self.train.num_classes)
-        for _, _, term in terms:
-            network = term.adapt(network, plain_teacher, self.probe.image, build)
-        student = tapped(network, [t for _, _, term in terms for t in term.student_taps], recipe.student)
-        with torch.no_grad():
-            student_outputs = student.eval()(self.probe.image).detach()
-        asked_teacher = tapped_teacher
-        if asked_teacher is not None and (given["teacher_mean"], given["teacher_std"]) != (
-            self.train.mean,
-            self.train.std,
-        ):
-            asked_teacher = Converted(asked_teacher, self.train, given["teacher_mean"], given["teacher_std"])
-        task = Task(
-            num_classes=self.train.num_classes,
-            num_samples=len(self.train),
-            epochs=recipe.epochs,
-            student_outputs=student_outputs,
-            teacher_outputs=self.probe.teacher,
-            student=student,
-            teacher=asked_teacher,
-            labels=torch.tensor(self.train.labels),
-            build=build,
-            mean=self.train.mean,
-            std=self.train.std,
+        statistics = (given["teacher_mean"], given["teacher_std"]) if tapped_teacher is not None else None
+        network, student, asked_teacher = prepare(
+            network, recipe.student, tapped_teacher, statistics, terms, self.probe, self.train, recipe.epochs
         )
-        for _, _, term in terms:
-            term.setup(task)
         self.terms = terms
         self.probe = self.probe.to(device)
-        if tapped_teacher is not None:
-            tapped_teacher.to(device)
+        if asked_teacher is not None:
+            asked_teacher.to(device)
         self.distiller = Distiller(student, terms, self._layout()).to(device, memory_format=self._layout())
         for _, _, term in reversed(terms):  # what was put on last comes off first
             network = term.deploy(network)

@@ -19,14 +19,14 @@ import accelerate
 import torch
 import yaml
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import broadcast_object_list
 
 import kdstream
 from kdstream import recipe as settings
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
-from kdstream.objectives import Term, parse_loss
+from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
@@ -34,8 +34,9 @@ from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import PEERS, Trainer
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, make_teacher, need_weights, tapped
+from kdstream.training.networks import Teacher, make_teacher, need_weights
 from kdstream.training.progress import Display
+from kdstream.training.rehearsal import rehearse
 from kdstream.training.report import RunRecord, write_report
 from kdstream.training.stop import StopFlag
 
@@ -81,26 +82,39 @@ class Job:
             check(one)
         for link in (link for links in chains.values() for link in links):
             check(link)
-            if not any(term.uses_teacher for _, _, term in parse_loss(link.loss)):
+            if not _asks_teacher(link):
                 raise UserError(
                     f"recipe {link.name}: its loss ({', '.join(link.loss)}) does not look at a teacher: name one that "
                     "does, by loss: of the recipe or of the assistant's train:"
                 )
+        needed = any(map(_asks_teacher, runs.values())) or any(chains.values())
         train, val = self._data()
+        teacher, teacher_folder = None, None
+        if recipe.teacher is not None and teaching is None:
+            teacher = make_teacher(recipe.teacher, train.num_classes)
+        teaching = teaching if needed else None
         folder = recipe.folder()
+        places = {name: folder / run_folder(name) if recipe.runs else folder for name in runs}
+        left = [name for name in runs if self.fresh or not (places[name] / "result.json").exists()]
+        # A job beside this one may finish a run meanwhile: all processes do what the first of them found.
+        left = broadcast_object_list([left])[0]
+        self._rehearse({name: [*chains[name], runs[name]] for name in left}, teaching, teacher, train)
         if self.accelerator.is_main_process:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
-        teacher, teacher_folder = self._teacher(teaching, train, val)
+        self._tell_what_is_left_out(needed)
+        if recipe.teacher is not None and teaching is not None:
+            teacher_folder = self._kept(teaching, train)
+            self._fit(teaching, teacher_folder, train, val, None)
+            teacher = make_teacher(_found(recipe.teacher, teacher_folder), train.num_classes)
         results: list[dict[str, Any]] = []
         assistants: list[Path] = []
         for name, one in runs.items():
-            place = folder / run_folder(name) if recipe.runs else folder
             last, passed = self._assist(chains[name], teacher, train, val)
             assistants += [link for link in passed if link not in assistants]
-            results.append(self._fit(one, place, train, val, last))
+            results.append(self._fit(one, places[name], train, val, last))
         if self.accelerator.is_main_process:
-            self._report(folder, runs, results, teacher_folder, assistants, train)
+            self._report(folder, places, results, teacher_folder, assistants, train)
         return results
 
     def _fit(self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None) -> Any:
@@ -165,16 +179,41 @@ class Job:
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror}): choose another out=FOLDER") from None
 
-    def _teacher(self, teaching: Recipe | None, train: ShardSet, val: ShardSet) -> tuple[Teacher | None, Path | None]:
-        wanted = self.recipe.teacher
-        if wanted is None:
-            return None, None
-        if teaching is None:
-            return make_teacher(wanted, train.num_classes), None
-        folder = self._kept(teaching, train)
-        self._fit(teaching, folder, train, val, None)
-        found = wanted.model_copy(update={"weights": str(folder), "train": None})
-        return make_teacher(found, train.num_classes), folder
+    def _rehearse(
+        self, left: Mapping[str, Sequence[Recipe]], teaching: Recipe | None, teacher: Teacher | None, train: ShardSet
+    ) -> None:
+        """Try what is left to do before anything is trained.
+
+        Args:
+            left: run -> the recipes of its assistants and, last, its own: each learns from the one before it.
+            teaching: how the teacher will be trained; None where there is none to train.
+            teacher: a trained one.
+            train: the images.
+
+        Raises:
+            UserError: what a training would else say at its beginning, hours later.
+        """
+        tried: dict[str, Teacher | None] = {}
+
+        def exported(recipe: Recipe, taught_by: Teacher | None) -> Teacher | None:
+            key = recipe.fingerprint()
+            if key not in tried:
+                unknown = taught_by is None and _asks_teacher(recipe)  # until the one before it is trained
+                tried[key] = None if unknown else rehearse(recipe, train, taught_by, self.accelerator)
+            return tried[key]
+
+        for recipes in left.values():
+            last = teacher if teaching is None else exported(teaching, None)
+            for recipe in recipes:
+                last = exported(recipe, last)
+
+    def _tell_what_is_left_out(self, needed: bool) -> None:
+        recipe, wanted = self.recipe, self.recipe.teacher
+        coded = any(call.name == "coded" for call in parse_calls(recipe.stream))
+        if coded and not recipe.runs and not _asks_teacher(recipe):
+            self.display.note(f"coded is left out: no term of {', '.join(recipe.loss)} looks at a teacher")
+        if wanted is not None and wanted.weights is None and wanted.train is not None and not needed:
+            self.display.note(f"teacher {wanted.model} is left out: no term of the loss looks at it")
 
     def _kept(self, recipe: Recipe, train: ShardSet, taught_by: str = "") -> Path:
         """The folder of a network that teaches others, named by everything that decides the result, so that no other
@@ -195,10 +234,7 @@ class Job:
             folder = self._kept(link, train, f"-{teacher.hash}")
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
             self._fit(link, folder, train, val, teacher)
-            # What was exported says which network it is; only somebody's own code must be named to be run.
-            model = link.student.model if is_dotted(str(link.student.model)) else None
-            student = link.student.model_copy(update={"weights": str(folder), "model": model})
-            teacher = make_teacher(settings.Teacher(**student.model_dump()), train.num_classes)
+            teacher = make_teacher(_found(link.student, folder), train.num_classes)
             folders.append(folder)
         if links:
             last = links[-1].student.model
@@ -208,15 +244,14 @@ class Job:
     def _report(
         self,
         folder: Path,
-        runs: dict[str, Recipe],
+        places: dict[str, Path],
         results: list[dict[str, Any]],
         teacher: Path | None,
         assistants: Sequence[Path],
         train: ShardSet,
     ) -> None:
         records = [one for place in assistants for one in _cohort(_record(place, "assistant"))]
-        for name, result in zip(runs, results, strict=True):
-            place = folder / run_folder(name) if self.recipe.runs else folder
+        for (name, place), result in zip(places.items(), results, strict=True):
             records += _cohort(RunRecord(name, read_metrics(place), read_speed(place), result))
         taught = None if teacher is None else _record(teacher)
         device = (
@@ -239,7 +274,7 @@ class Job:
 
 
 def check(recipe: Recipe) -> None:
-    """Read the loss, the chains, the networks and their taps, so that a misspelt name is found before work begins."""
+    """Read the loss, the chains and the networks, so that a misspelt name is found before work begins."""
     try:
         terms = parse_loss(recipe.loss)
         asking = [name for name, _, term in terms if term.uses_teacher]
@@ -252,44 +287,45 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
         training_chain(recipe, bool(asking))
         evaluation_chain(recipe)
-        # Which taps the student has after it is seen only when the images are there.
-        surgery = any(type(term).adapt is not Term.adapt for _, _, term in terms)
-        for role, wanted, taps in (
-            ("student", recipe.student, [] if surgery else [tap for _, _, term in terms for tap in term.student_taps]),
-            (
-                "assistant" if recipe.assistants else "teacher",
-                recipe.assistants[-1] if recipe.assistants else recipe.teacher,
-                [tap for _, _, term in terms for tap in term.teacher_taps],
-            ),
-        ):
+        last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
+        for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
             if wanted is None:
                 continue
             need_weights(wanted, role)
             if wanted.model is not None:
-                network = _outline(wanted.model, wanted.options)
-                if network is not None:
-                    tapped(network, taps, wanted)
+                _check_model(wanted.model, wanted.options)
             elif wanted.weights is None:
                 raise UserError(f"{role}.model is missing: name a network, such as {role}=resnet20")
         for spec in (dict(spec) for _, _, term in terms for spec in term.builds):
-            _outline(spec.pop("name"), spec)
+            _check_model(spec.pop("name"), spec)
     except UserError as error:
         raise UserError(f"recipe {recipe.name}: {error}") from None
 
 
-def _outline(name: str, options: Mapping[str, Any]) -> nn.Module | None:
-    """The structure of a network, at no cost; None where it takes data to build it.
+def _check_model(name: str, options: Mapping[str, Any]) -> None:
+    """That there is such a network, at no cost.
 
     Raises:
         UserError: an unknown name or option.
     """
-    if is_dotted(name):
+    if is_dotted(name):  # it may take data to build it
         MODELS.find(name)
-        return None
+        return
     # torchvision's RegNets compute with tensors and cannot be built so.
     with torch.device("meta"), contextlib.suppress(NotImplementedError):
-        return build(name, 10, **without_weights(name, options))
-    return None
+        build(name, 10, **without_weights(name, options))
+
+
+def _asks_teacher(recipe: Recipe) -> bool:
+    """Whether a term of its loss looks at a teacher."""
+    return any(term.uses_teacher for _, _, term in parse_loss(recipe.loss))
+
+
+def _found(wanted: Model, folder: Path) -> settings.Teacher:
+    """What was trained into a folder, as the teacher of the next."""
+    # What was exported says which network it is; only somebody's own code must be named to be run.
+    model = wanted.model if is_dotted(str(wanted.model)) else None
+    return settings.Teacher(**{**wanted.model_dump(), "weights": str(folder), "model": model, "train": None})
 
 
 def _has_split(folder: Path, split: str) -> bool:

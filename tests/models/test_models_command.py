@@ -65,9 +65,34 @@ def test_mistakes(arguments, capsys):
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
 def test_sizes_that_are_none(value, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main([f"--size={value}"])
-    assert "no positive whole number" in capsys.readouterr().err
+    assert main([f"--size={value}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"models: argument --size: {value!r} is no positive whole number; see --help\n"
+    assert not captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--siz"], "argument --size: expected one argument"),
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["--nope\nagain"], "unrecognized arguments: --nope again"),
+        (["--taps", "--json"], "argument --json: not allowed with argument --taps"),
+    ],
+)
+def test_bad_options(arguments, part, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"models: {part}; see --help\n"
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdstream.models.__main__.cost", interrupt)
+    assert main(["resnet8"]) == 130
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "models: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,15 @@ def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
     np.testing.assert_allclose(answer(tmp_path / "run" / "student.onnx", images(3)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_interrupted(script, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "load_student", interrupt)
+    assert script.main(["run"]) == 130
+    assert capsys.readouterr() == ("", "export_onnx: interrupted, nothing written\n")
+
+
 def test_mistakes_give_one_line_and_exit_code_2(script, resnet, tmp_path, capsys):
     save_student(tmp_path / "run", resnet)
     for arguments, says in (
@@ -239,7 +248,8 @@ def test_mistakes_give_one_line_and_exit_code_2(script, resnet, tmp_path, capsys
         ([tmp_path / "run", "--size", "16", "--with-normalization"], "its mean and std are not known"),
         ([tmp_path / "run", "--size", "16", "--opset", "7"], "opset 7"),
         ([tmp_path / "run", "--size", "16", "--out", tmp_path], "is a folder"),
-        ([tmp_path / "run", "--bogus"], "--bogus"),
+        ([tmp_path / "run", "--bogus"], "unrecognized arguments: --bogus; see --help"),
+        ([], "the following arguments are required: RUN; see --help"),
     ):
         assert script.main([str(argument) for argument in arguments]) == 2
         out, err = capsys.readouterr()

@@ -216,6 +216,8 @@ def test_timms_own_weights(monkeypatch):
         ({"model": "resnet18"}, r"^resnet18 has no weights"),
         ({"model": "resnet18", "options": {"weights": "DEFALT"}}, r"has no weights 'DEFALT': did you mean 'DEFAULT'"),
         ({"weights": "no/such.pth"}, r"^no/such\.pth: no such file"),
+        ({"weights": 3}, r"^weights are the name of a folder, a file or an address, .*; this is of type int$"),
+        ({"weights": torch.nn.Linear(2, 2)}, r"^weights are the name of .*; this is of type Linear$"),
         ({"weights": "ftp://host/x.pth"}, r"^ftp://host/x\.pth: only http:// and https://"),
         ({"weights": "http://host/"}, r"^http://host/ names no file"),
     ],

@@ -174,8 +174,13 @@ def test_files_with_settings_or_whole_modules_are_refused(tmp_path):
         (b"", "is empty; download or save it again"),
         (b"\n<!DOCTYPE html><html></html>", "is a web page .HTML., not weights: the download went wrong"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        (b"these are no weights at all", "is no file of weights that torch can read: "),
-        (b"PK\x03\x04" + bytes(100), "is truncated or damaged; download or save it again"),
+        (b"these are no weights at all", "is no file of weights: neither safetensors nor what torch.save writes; give"),
+        (
+            b"# Weights\n\nThey are elsewhere.\n",
+            "is no file of weights: neither safetensors nor what torch.save writes",
+        ),
+        (b"PK\x03\x04" + bytes(100), "is truncated or damaged; download or save it again$"),
+        (b"\x80\x02}q\x00", "is truncated or damaged; download or save it again$"),
     ],
 )
 def test_files_that_are_no_weights(tmp_path, content, message):
@@ -185,6 +190,14 @@ def test_files_that_are_no_weights(tmp_path, content, message):
         read_weights(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+    assert "PyTorch" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [3, None, 2.5, ["teacher.pth"], torch.nn.Linear(2, 2)])
+def test_a_place_that_is_no_name(place):
+    kind = type(place).__name__
+    with pytest.raises(UserError, match=rf"^weights are the name of a folder, .*; this is of type {kind}$"):
+        read_weights(place)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_parts_are_bounded_and_zero_at_equality(seed, tau):
     ours, theirs = logits(seed), logits(seed + 1)
     for value in correlation_distances(ours, theirs, tau, 1e-8):
         assert 0 < value.item() <= 2 * tau**2
-    for value in correlation_distances(ours, ours + 5, tau, 1e-12):
+    for value in correlation_distances(ours, ours + 5, tau, 1e-30):  # a class may have next to no probability
         assert abs(value.item()) < 1e-6 * tau**2
 
 

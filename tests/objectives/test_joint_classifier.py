@@ -470,3 +470,22 @@ def test_mistakes_in_settings(loss, message):
     with pytest.raises(UserError) as caught:
         parse_loss(loss)
     assert str(caught.value).removeprefix("loss.") == message
+
+
+@pytest.mark.parametrize("names", [("one", "simkd"), ("simkd", "one")])
+def test_two_surgeries_are_refused_in_either_order(digits, teacher, tmp_path, names):
+    with pytest.raises(
+        UserError, match=r"^recipe recipe: (simkd: another term has changed the student; |kdstream.models.joint)"
+    ):
+        run(digits, tmp_path, teacher=teacher, loss=dict.fromkeys(names, 1))
+
+
+def test_no_copies_of_a_joint_student_are_made(digits, teacher, tmp_path):
+    with pytest.raises(UserError, match=r"^recipe recipe: dml: there can be no copies of a student that another term "):
+        run(digits, tmp_path, teacher=teacher, loss={"simkd": 1, "dml": 1})
+    run(digits, tmp_path, teacher=teacher, loss={"simkd": 1, "dml": {"peers": ["resnet8"]}})
+
+
+@pytest.mark.parametrize("names", [("srrl", "simkd"), ("simkd", "srrl")])
+def test_srrl_finds_its_map_beside_simkd_in_either_order(digits, teacher, tmp_path, names):
+    assert run(digits, tmp_path, teacher=teacher, loss=dict.fromkeys(names, 1))["top1"] > 0

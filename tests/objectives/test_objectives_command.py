@@ -58,6 +58,7 @@ def test_one_in_full(run):
         (["wtm"], "did you mean 'wttm'?"),
         (["--markdown", "no/such.json"], "no/such.json"),
         (["--markdwn", "x"], "--markdwn"),
+        (["--markdown"], "argument --markdown: expected one argument; see --help"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
@@ -66,6 +67,14 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
     assert error.startswith("objectives: ")
     assert error.count("\n") == 1
     assert part in error
+
+
+def test_interrupted(run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdstream.objectives.__main__._overview", interrupt)
+    assert run() == (130, "", "objectives: interrupted\n")
 
 
 def test_the_page_comes_from_a_bench(run, tmp_path):

@@ -196,7 +196,23 @@ def test_a_change_of_settings_leaves_the_data_alone():
             "'ttm/wttm+crd/cifar100/resnet32x4-resnet8x4'?",
         ),
         ({"kd": {"preset": "zzz"}}, "loss.kd: unknown preset 'zzz': known: cifar10, cifar100, cub200, "),
-        ({"preset": 3}, "loss: unknown preset 3: known: beyond/at/..., "),
+        (
+            {"wttm": {"preset": "zzz"}},
+            "loss.wttm: unknown preset 'zzz': known: cifar100/ResNet50-MobileNetV2, cifar100/ResNet50-vgg8, "
+            "cifar100/resnet110-resnet20, cifar100/resnet110-resnet32, cifar100/resnet32x4-ShuffleV1, ...; all: "
+            "python -m kdstream.objectives wttm",
+        ),
+        (
+            {"itrd": {"preset": "zzz"}},
+            "loss.itrd: unknown preset 'zzz': known: ttm/wttm+itrd/cifar100/wrn_40_2-wrn_16_2",
+        ),
+        ({"preset": 3}, "loss: unknown preset 3: known: beyond/..., ckd/..., "),
+        ({"preset": "ttm"}, "loss: unknown preset 'ttm': choose one of ttm/kd/..., ttm/label_smoothing/..., "),
+        (
+            {"kd": {"preset": "ttm/wttm+crd"}},  # a family without kd is no misspelling of another
+            "loss.kd: unknown preset 'ttm/wttm+crd': known: cifar10, cifar100, cub200, ",
+        ),
+        ({"dkd": {"preset": "cifar100"}}, "loss.dkd: unknown preset 'cifar100': choose cifar100/wrn_40_2-wrn_16_2, "),
         ({"logit_mse": {"preset": "cifar100"}}, "loss.logit_mse: has no presets; those that have: ab, at, "),
         (
             {"fitnet": {"preset": "cifar100"}},
@@ -216,3 +232,14 @@ def test_mistakes(loss, message):
         parse_loss(loss)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("family", sorted({preset.family for preset in presets().values()}))
+def test_a_family_lists_its_own_presets(family):
+    own = [full for full in presets() if full.startswith(f"{family}/")]
+    expected = ", ".join([*own[:5], *(["..."] if len(own) > 5 else [])])
+    for name in (family, f"{family}/..."):
+        with pytest.raises(UserError) as caught:
+            expanded({"preset": name})
+        assert str(caught.value) == f"loss: unknown preset {name!r}: choose {expected}"

@@ -315,6 +315,8 @@ def test_a_step_trains_the_student_and_its_loss_alone_does_not(benches):
         (["step", "--objectives", "wtm"], "did you mean 'wttm'?"),
         (["taps", "--models", "resnet9"], "did you mean"),
         (["jpg"], "jpg"),
+        (["step", "--nope"], "bench: unrecognized arguments: --nope; see --help"),
+        (["step", "--student"], "argument --student: expected one argument; see --help"),
         ([], "BENCH"),
         (["jpeg", "--peers", "pilow"], "did you mean 'Pillow'?"),
         (["jpeg", "--batch", "3"], "--size"),
@@ -332,6 +334,16 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
     assert error.count("\n") == 1
     assert part in error
     assert "ms" not in out.split()
+
+
+def test_interrupted(script, run, monkeypatch):
+    def interrupt(*_):
+        """A bench that is stopped."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(script.BENCHES, "step", (interrupt, script.BENCHES["step"][1]))
+    code, _, error = run("step")
+    assert (code, error) == (130, "bench: interrupted\n")
 
 
 def test_a_bench_is_one_function(script, benches, run, monkeypatch, tmp_path):

@@ -260,6 +260,27 @@ def _refused(answer: tuple[int, str, str], says: str) -> None:
     assert says in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: COMMAND; see --help"),
+        (["evaluat"], "invalid choice: 'evaluat'"),
+        (["evaluate", "x.pth"], "the following arguments are required: SHARDS; see --help"),
+        (["evaluate", "x.pth", "set", "--nope"], "unrecognized arguments: --nope; see --help"),
+    ],
+)
+def test_a_bad_command_line(run, arguments, says):
+    _refused(run(*arguments), says)
+
+
+def test_interrupted(script, run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run_evaluate", interrupt)
+    assert run("evaluate", "x.pth", "set") == (130, "", "reproduce: interrupted, nothing written\n")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "peakiness"])
 def test_bad_networks_and_shards_give_one_line(run, command, exported, digits, tmp_path):
     odd = tmp_path / "weights.safetensors"
