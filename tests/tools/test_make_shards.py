@@ -94,7 +94,13 @@ def test_any_number_of_processes_gives_the_same_bytes(source, reference, tmp_pat
 
 def start(*arguments, **options) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, **options, preexec_fn=_hear_interrupts)
+
+
+def _hear_interrupts() -> None:
+    """Whatever the tests run under: what a shell starts in the background does not hear Ctrl-C, nor do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_killed_and_continued_gives_the_same_bytes(source, reference, tmp_path):
@@ -159,23 +165,21 @@ def test_killed_at_the_end_the_same_command_succeeds(source, reference, tmp_path
     assert_same(reference, tmp_path / "set")
 
 
-def test_interrupted_says_how_to_go_on(tmp_path):
-    images = tmp_path / "in" / "cat"
-    images.mkdir(parents=True)
-    Image.new("RGB", (2000, 2000)).save(images / "0.jpg")
-    for i in range(1, 12):  # long enough to be interrupted after the first shard, also where the test must wait
-        (images / f"{i}.jpg").hardlink_to(images / "0.jpg")
-    source = f"imagefolder:{images.parent}"
-    process = start(source, tmp_path / "set", "--shard-count", 12, "--processes", 1)
-    while process.poll() is None and not list((tmp_path / "set").glob("*.tar")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+def test_interrupted_says_how_to_go_on(source, reference, tmp_path):
+    for attempt in range(10):  # on a busy machine a conversion may end before it is interrupted
+        dest = tmp_path / f"set{attempt}"
+        process = start(f"imagefolder:{source}", dest, "--shard-count", 12, "--processes", 1)
+        while process.poll() is None and not list(dest.glob("*.tar")):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+        if not (dest / "dataset.json").exists():
+            break
     assert process.returncode == 130
     assert one_line(errors).endswith("finished shards are kept, run the same command again to continue\n")
-    assert make_shards(source, tmp_path / "set", shard_count=12).kept_shards >= 1
-    make_shards(source, tmp_path / "at once", shard_count=12)
-    assert_same(tmp_path / "at once", tmp_path / "set")
+    result = make_shards(f"imagefolder:{source}", dest, shard_count=12)
+    assert result.kept_shards >= 1
+    assert_same(reference, dest)
 
 
 def test_a_worker_that_dies_is_told_and_the_rest_continues(source, reference, tmp_path, monkeypatch):
