@@ -88,7 +88,7 @@ def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise UserError(f'model {name!r} needs timm: pip install "kdstream[timm]" ({error})') from error
+        raise UserError(f"model {name!r} needs timm: pip install timm ({error})") from error
     return timm
 
 

@@ -114,7 +114,7 @@ def export_onnx(
     if normalization:
         if mean is None or std is None:
             raise UserError(f"{name}: its mean and std are not known, so the normalisation cannot be put inside")
-        plain, images = Normalised(plain, mean, std), unit
+        plain, images = Normalised(plain, mean, std).eval(), unit
         takes = "RGB images in [0,1], not standardised"
     else:
         images = unit if mean is None or std is None else Normalised(nn.Identity(), mean, std)(unit)
@@ -151,7 +151,7 @@ def _need(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(f"ONNX export needs {package}: pip install 'kdstream[onnx]'") from None
+        raise UserError(f"ONNX export needs {package}: pip install onnx onnxscript") from None
 
 
 def _model(network: nn.Module, images: Tensor, opset: int | None, name: str) -> Any:
