@@ -20,6 +20,7 @@ from rich.console import Console
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
 from kdstream.stream.convert_progress import conversion_progress
+from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet
 from kdstream.types import Batch
 
@@ -95,6 +96,7 @@ def _short(value: object) -> str:
 def make_plan(
     dataset: ShardSet,
     key: PlanKey,
+    layout: Plan,
     choose: Callable[[Sequence[int]], Iterator[Batch]],
     rank: int = 0,
     world: int = 1,
@@ -107,6 +109,7 @@ def make_plan(
     Args:
         dataset: the split.
         key: of the plan.
+        layout: which samples form which chunk: the plan, in natural order, of the stream that ``choose`` reads.
         choose: chunk numbers -> a batch with ``quality`` for each, in the data set's order.
         rank, world: of this process among those that call this function together.
         wait: a barrier of these processes.
@@ -119,14 +122,13 @@ def make_plan(
     """
     path = plan_folder(dataset) / key.file_name(dataset.split)
     if not (path.exists() and path.with_suffix(".json").exists()):
-        chunks = -(-len(dataset) // CHUNK)
         parts = path.with_suffix(".parts")
         try:
             parts.mkdir(parents=True, exist_ok=True)
-            _choose_chunks(dataset, parts, range(rank, chunks, world), choose, rank == 0)
+            _choose_chunks(layout, parts, range(rank, layout.steps, world), choose, rank == 0)
             wait()
             if rank == 0:
-                data = b"".join((parts / f"{chunk:06d}").read_bytes() for chunk in range(chunks))
+                data = b"".join(_stored(layout, parts, chunk) or b"" for chunk in range(layout.steps))
                 write_atomic(path, data)
                 about = {**asdict(key), "count": len(dataset), "sha256": hashlib.sha256(data).hexdigest()}
                 write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
@@ -138,31 +140,47 @@ def make_plan(
 
 
 def _choose_chunks(
-    dataset: ShardSet, parts: Path, chunks: range, choose: Callable[[Sequence[int]], Iterator[Batch]], show: bool
+    layout: Plan, parts: Path, chunks: range, choose: Callable[[Sequence[int]], Iterator[Batch]], show: bool
 ) -> None:
     """Make those of a process's chunks that are not on disk yet."""
-    lengths = {chunk: min(CHUNK, len(dataset) - chunk * CHUNK) for chunk in chunks}
-    missing = [
-        chunk
-        for chunk, length in lengths.items()
-        if not ((parts / f"{chunk:06d}").exists() and (parts / f"{chunk:06d}").stat().st_size == length)
-    ]
+    lengths = {chunk: stop - start for chunk in chunks for start, stop in [layout.bounds(chunk)]}
+    missing = [chunk for chunk in chunks if _stored(layout, parts, chunk) is None]
     present = sum(lengths.values()) - sum(lengths[chunk] for chunk in missing)
     console = Console(stderr=True, quiet=not show)
     bars = conversion_progress(console, {"coding plan": sum(lengths.values())}, [present])
     with bars as (start, update):
         start()
         done = 0
-        for chunk, batch in zip(missing, choose(missing), strict=True):
-            if batch.quality is None or batch.index.tolist() != list(
-                range(chunk * CHUNK, chunk * CHUNK + lengths[chunk])
-            ):
-                raise UserError("a coding plan needs every sample, but a stage drops or adds some: use plan=off")
-            quality = batch.quality.cpu()
-            data = torch.where(quality < 0, ORIGINAL, quality).to(torch.uint8).numpy().tobytes()
-            write_atomic(parts / f"{chunk:06d}", data)
+        for chunk, batch in zip(missing, choose(missing) if missing else (), strict=True):
+            data = _bytes(batch, range(*layout.bounds(chunk)))
+            write_atomic(parts / f"{chunk:06d}", data + _seal(layout, chunk, data))
             done += len(batch)
             update([done])
+
+
+def _bytes(batch: Batch, wanted: range) -> bytes:
+    """The choices for these samples, a byte each."""
+    order = batch.index.argsort()
+    if batch.quality is None or batch.index[order].tolist() != list(wanted):
+        raise UserError("a coding plan needs every sample, but a stage drops or adds some: use plan=off")
+    quality = batch.quality[order].cpu()
+    return torch.where(quality < 0, ORIGINAL, quality).to(torch.uint8).numpy().tobytes()
+
+
+def _seal(layout: Plan, chunk: int, data: bytes) -> bytes:
+    """What a chunk's file ends with: says that it is whole, and for which samples it was made."""
+    return hashlib.sha256(b"%d-%d:" % layout.bounds(chunk) + data).digest()
+
+
+def _stored(layout: Plan, parts: Path, chunk: int) -> bytes | None:
+    """The choices of a chunk that is on disk; None where it is not, is damaged or is of another layout."""
+    try:
+        stored = (parts / f"{chunk:06d}").read_bytes()
+    except FileNotFoundError:
+        return None
+    start, stop = layout.bounds(chunk)
+    data = stored[: stop - start]
+    return data if stored[stop - start :] == _seal(layout, chunk, data) else None
 
 
 def plan_folder(dataset: ShardSet) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,17 @@ class Stream:
             if asked != "auto":
                 plan = load_plan(Path(asked), key, len(self.dataset))
             else:
-                plan = make_plan(self.dataset, key, self._chooser(view), self.rank, self.world, self._barrier)
+                chooser = self._chooser(view)
+                plan = make_plan(
+                    self.dataset, key, chooser.plan, partial(chooser.batches, 0), self.rank, self.world, self._barrier
+                )
             stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
         return Chain(tuple(stages))
 
-    def _chooser(self, view: Chain) -> Callable[[Sequence[int]], Iterator[Batch]]:
-        given = {**self.given}
+    def _chooser(self, view: Chain) -> Stream:
+        """Chunk by chunk, in natural order, the whole data set with the selector's choice for every sample."""
         place: dict[str, Any] = {"rank": 0, "world": 1, "workers": self.workers, "device": self.device}
-        stream = Stream(self.dataset, CHUNK, self.plan.seed, train=False, given=given, **place) | view | teacher
-        return lambda chunks: stream.batches(0, chunks)
+        return Stream(self.dataset, CHUNK, self.plan.seed, train=False, given=self.given, **place) | view | teacher
 
     def _barrier(self) -> None:
         if self.world > 1:

@@ -12,11 +12,17 @@ import time
 
 import pytest
 import torch
+from rich.console import Console
 
+import kdstream as kd
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
+from kdstream.stream.coding_plan import CHUNK, PlanKey, make_plan
+from kdstream.stream.convert import make_shards
+from kdstream.stream.plan import Plan
 from kdstream.stream.stream import Stream
+from kdstream.types import Batch
 
 
 def make_teacher(seed=0):
@@ -104,6 +110,121 @@ def test_a_named_plan_that_does_not_fit_is_refused(folder):
         next(iter(stream_of(folder, "decode | coded(hkl, plan=nowhere.bin) | teacher")))
     with pytest.raises(UserError, match="need no plan"):
         stream_of(folder, "decode | coded(fixed(5), plan=auto) | teacher")
+
+
+KEY = PlanKey("data", "teacher", "hkl", 10, "4:4:4", "view")
+
+
+class Numbers:
+    """As much of a data set as a plan needs to know."""
+
+    split, fingerprint = "train", "f" * 16
+
+    def __init__(self, path, count):
+        path.mkdir(exist_ok=True)
+        self.path, self.count = path, count
+
+    def __len__(self):
+        return self.count
+
+
+def choosing(layout, taken, change=lambda batch: batch):
+    """Chooses quality index % 101, the original for every seventh; notes the chunks that were asked for."""
+
+    def choose(chunks):
+        for chunk in chunks:
+            taken.append(chunk)
+            index = layout.batch(0, chunk)
+            quality = torch.where(index % 7 == 0, -1, index % 101)
+            yield change(Batch(torch.zeros(len(index), 3, 1, 1), index, index, quality=quality))
+
+    return choose
+
+
+SIZES = [1, 2, 511, 512, 513, 767, 1023, 1024, 1025, 1438, 1535, 1536, 1537, 50_000]
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_a_plan_of_any_size(count, tmp_path):
+    layout, taken = Plan(count, CHUNK, shuffle=False), []
+    plan = make_plan(Numbers(tmp_path, count), KEY, layout, choosing(layout, taken))
+    index = torch.arange(count)
+    assert plan.equal(torch.where(index % 7 == 0, 255, index % 101).to(torch.uint8))
+    assert taken == list(range(layout.steps))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".bin", ".json"]
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_chunks_of_another_layout_or_damaged_ones_are_made_again(count, tmp_path):
+    layout, taken = Plan(count, CHUNK, shuffle=False), []
+    whole = make_plan(Numbers(tmp_path / "whole", count), KEY, layout, choosing(layout, []))
+    parts = tmp_path / f"{KEY.file_name('train')[:-4]}.parts"
+    parts.mkdir()
+    for chunk in range(-(-count // CHUNK)):  # of the layout before: full chunks and a rest, bare bytes
+        (parts / f"{chunk:06d}").write_bytes(bytes(min(CHUNK, count - chunk * CHUNK)))
+
+    def killed_at(chunk):
+        def change(batch):
+            if int(batch.index[0]) == layout.bounds(chunk)[0]:
+                raise KeyboardInterrupt
+            return batch
+
+        return change
+
+    choose = choosing(layout, taken, killed_at(layout.steps - 1))
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(Numbers(tmp_path, count), KEY, layout, choose)
+    assert taken == list(range(layout.steps))
+    for chunk in (1, 2):  # one flipped bit, one short file
+        if chunk < layout.steps - 1:
+            data = bytearray((parts / f"{chunk:06d}").read_bytes())
+            data[5] ^= 1
+            (parts / f"{chunk:06d}").write_bytes(data if chunk == 1 else data[:-1])
+    taken.clear()
+    assert make_plan(Numbers(tmp_path, count), KEY, layout, choosing(layout, taken)).equal(whole)
+    assert taken == [chunk for chunk in range(layout.steps) if chunk in (1, 2, layout.steps - 1)]
+    assert not parts.exists()
+
+
+def without_the_first(batch):
+    return batch.map_tensors(lambda values: values[1:])
+
+
+def first_twice(batch):
+    return batch.map_tensors(lambda values: torch.cat([values[:1], values]))
+
+
+@pytest.mark.parametrize("count", [2, 513, 1100])
+@pytest.mark.parametrize("change", [without_the_first, first_twice])
+def test_a_chain_that_drops_or_adds_has_no_plan(change, count, tmp_path):
+    layout = Plan(count, CHUNK, shuffle=False)
+    with pytest.raises(UserError, match="needs every sample, but a stage drops or adds some: use plan=off"):
+        make_plan(Numbers(tmp_path, count), KEY, layout, choosing(layout, [], change))
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_a_stage_may_order_a_batch_anew(tmp_path):
+    layout = Plan(700, CHUNK, shuffle=False)
+
+    def turned(batch):
+        return batch.map_tensors(lambda values: values.flip(0))
+
+    plain = make_plan(Numbers(tmp_path / "a", 700), KEY, layout, choosing(layout, []))
+    assert make_plan(Numbers(tmp_path / "b", 700), KEY, layout, choosing(layout, [], turned)).equal(plain)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plan_for_the_quickstart(workers, tmp_path):
+    make_shards("digits", tmp_path, processes=1, console=Console(quiet=True), splits=["train"])
+    chain = "decode | coded(hkl, delta=50{}) | teacher"
+    planned = stream_of(tmp_path, chain.format(", plan=auto"), train=False, workers=workers)
+    assert len(planned.dataset) == 1438
+    online = torch.cat([batch.quality for batch in stream_of(tmp_path, chain.format(""), train=False)])
+    assert torch.cat([batch.quality for batch in planned]).equal(online)
+    if workers:
+        odd = kd.stage(lambda samples: (sample for sample in samples if sample["label"] % 2))
+        with pytest.raises(UserError, match="drops or adds some"):
+            next(iter(stream_of(tmp_path, kd.decode() | odd | kd.coded("hkl", delta=50, plan="auto") | kd.teacher())))
 
 
 MAKE = """
