@@ -17,12 +17,14 @@ from torch import Tensor
 from kdstream import jpeg
 from kdstream.draw import uniform
 from kdstream.errors import UserError
+from kdstream.hashing import name_of
 from kdstream.registry import import_object, nearest
-from kdstream.stream.augment import center_box, keys
+from kdstream.stream.augment import center_box, color_jitter, crop_flip, keys, random_box, random_flip
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.language import Call
-from kdstream.stream.normalize import to_bytes
+from kdstream.stream.normalize import normalize, to_bytes
 from kdstream.stream.stage import Chain, Stage
+from kdstream.stream.teacher import teacher
 from kdstream.types import Batch, Sample
 
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -99,7 +101,9 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", pl
         subsampling: of the chroma, "4:4:4" or "4:2:0".
         plan: "off" selects anew for every augmented view, as the paper's own code does. "auto" selects once for every
             unaugmented image, keeps the choice beside the shards (:mod:`kdstream.stream.coding_plan`) and then makes
-            that one version only; a path names such a plan.
+            that one version only; a path names such a plan. It is found again by all that it depends on: your own
+            stages and selector count with their settings, their code and what they refer to by name
+            (:mod:`kdstream.hashing`).
 
     Raises:
         UserError: an unknown selector, delta or subsampling out of range.
@@ -134,8 +138,17 @@ def _resolve(selector: Any) -> Any:
 
 
 def selector_name(selector: Any) -> str:
-    """How a plan calls a selector: ``hkl``, or the dotted path of another function."""
-    return "hkl" if selector is hkl else f"{selector.__module__}:{getattr(selector, '__qualname__', '')}"
+    """How a plan calls a selector: ``hkl``, or the path and the digest of another function or object.
+
+    Raises:
+        kdstream.hashing.Unnamed: it has no lasting name.
+    """
+    return "hkl" if selector is hkl else name_of(selector)
+
+
+def is_coded(stage: Stage) -> bool:
+    """Whether it is the stage that :func:`coded` makes, and not another of that name."""
+    return stage.function is _coded_batches
 
 
 def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
@@ -146,15 +159,30 @@ def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
     """
     view: list[Stage] = []
     for place, stage in enumerate(stages):
-        if stage.name in ("teacher", "normalize"):
+        if stage.function in (teacher.function, normalize.function):
             break
-        if stage.name == "random_box":
+        if stage.function is random_box.function:
             view.append(center_box(size=stage.settings["size"]))
         elif place == position:
             view.append(replace(stage, settings={**stage.settings, "plan": "off"}))
-        elif stage.name not in ("crop_flip", "random_flip", "color_jitter"):
+        elif stage.function not in (crop_flip.function, random_flip.function, color_jitter.function):
             view.append(stage)
     return Chain(tuple(view))
+
+
+def view_name(view: Chain) -> str:
+    """How a plan calls the view that it was made for; the selector has a name of its own.
+
+    Raises:
+        kdstream.hashing.Unnamed: a stage that has no lasting name.
+    """
+    named = [
+        replace(stage, settings={key: value for key, value in stage.settings.items() if key != "selector"})
+        if is_coded(stage)
+        else stage
+        for stage in view.stages
+    ]
+    return str(Chain(tuple(named)))
 
 
 def _qualities(selector: Any, delta: int, key: Tensor) -> Tensor:

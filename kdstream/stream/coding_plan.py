@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,11 +37,11 @@ class PlanKey:
 
     Attributes:
         data: fingerprint of the split.
-        teacher: hash of the teacher's weights, and how images are standardised for it.
-        selector: its name, or dotted path.
+        teacher: the network's name (:func:`kdstream.hashing.network_name`).
+        selector: its name (:func:`kdstream.stream.coded.selector_name`).
         delta: step between qualities.
         subsampling: of the chroma.
-        view: the stages that unaugmented images pass before the teacher.
+        view: the stages that unaugmented images pass before the teacher, and how they are standardised for it.
     """
 
     data: str
@@ -53,7 +54,7 @@ class PlanKey:
     def file_name(self, split: str) -> str:
         """Name of the plan's file: readable, and different for every key."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        selector = self.selector.replace(":", ".")
+        selector = re.sub(r"[^\w.-]+", ".", self.selector)[:80]
         subsampling = self.subsampling.replace(":", "")
         return f"{split}.coding-{self.teacher[:8]}-{selector}-d{self.delta}-{subsampling}-{digest}.bin"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdstream.errors import UserError
+from kdstream.hashing import digest, is_own
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,42 @@ class Stage:
     def _run(self, iterator: Iterator[Any], *args: Any, **settings: Any) -> Iterator[Any]:
         return self.function(iterator, *self.args, *args, **{**self.settings, **settings})
 
+    def _bound(self, defaults: bool) -> dict[str, Any]:
+        """All settings by name, whether they were given so or by position."""
+        try:
+            signature = inspect.signature(self.function)
+            bound = signature.bind_partial(None, *self.args, **self.settings)
+        except (TypeError, ValueError):  # some functions written in C do not tell
+            return {"args": self.args, **dict(sorted(self.settings.items()))}
+        if defaults:
+            bound.apply_defaults()
+        named: dict[str, Any] = {}
+        for position, (key, value) in enumerate(bound.arguments.items()):
+            kind = signature.parameters[key].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                named |= dict(sorted(value.items()))
+            elif position:
+                named[key] = value
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                named[key] = value[1:]  # without the iterator
+        return named
+
+    def named_by(self) -> Any:
+        """What decides what the stage does, for :func:`kdstream.hashing.digest`."""
+        return self.function, self.scope, self._bound(defaults=True), self.sample_form
+
+    def __str__(self) -> str:
+        """The stage with its settings, as text that is another one wherever they are.
+
+        Raises:
+            kdstream.hashing.Unnamed: settings, or the user's own code, that have no lasting name.
+        """
+        settings = self._bound(defaults=False)
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if _is_plain(value))
+        if not is_own(self.function) and all(map(_is_plain, settings.values())):
+            return f"{self.name}({shown})"
+        return f"{getattr(self.function, '__module__', '')}:{self.name}({shown})#{digest(self)[:12]}"
+
     def bind(self, known: Mapping[str, Any]) -> Stage:
         """The stage with every parameter whose default is :data:`given` filled in.
 
@@ -101,6 +138,12 @@ class Stage:
 
     def __or__(self, other: Any) -> Chain:
         return Chain((self,)) | other
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return type(value) in (str, int, float, bool)
 
 
 def _restore(module: str, name: str, scope: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Stage:
@@ -147,12 +190,8 @@ class Chain:
         return Chain(self.stages + as_stages(other))
 
     def __str__(self) -> str:
-        """What the chain does, as text: names and plain settings."""
-        plain = (str, int, float, bool, tuple, list)
-        return " | ".join(
-            f"{s.name}({', '.join(f'{k}={v!r}' for k, v in s.settings.items() if isinstance(v, plain))})"
-            for s in self.stages
-        )
+        """What the chain does, as text; see :meth:`Stage.__str__`."""
+        return " | ".join(map(str, self.stages))
 
     def __call__(self, iterator: Iterator[Any]) -> Iterator[Any]:
         for step in self.stages:

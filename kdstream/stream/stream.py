@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from kdstream.errors import UserError
-from kdstream.hashing import weights_hash
-from kdstream.stream.coded import selector_name, unaugmented
+from kdstream.hashing import Unnamed, network_name
+from kdstream.stream.coded import is_coded, selector_name, unaugmented, view_name
 from kdstream.stream.coding_plan import CHUNK, PlanKey, load_plan, make_plan
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet, open_shards
-from kdstream.stream.stage import Chain
+from kdstream.stream.stage import Chain, Stage
 from kdstream.stream.teacher import teacher
 from kdstream.types import Batch
 
@@ -112,23 +112,11 @@ class Stream:
         """The chain with the coding plans that its ``coded`` stages ask for."""
         stages = list(chain.stages)
         for position, stage in enumerate(stages):
-            asked = stage.settings.get("plan", "off") if stage.name == "coded" else "off"
+            asked = stage.settings["plan"] if is_coded(stage) else "off"
             if isinstance(asked, torch.Tensor) or asked == "off":
                 continue
             view = unaugmented(stages, position)
-            if "teacher" not in known:
-                raise UserError("coded: a plan needs the teacher, and this stream does not know it: give it one")
-            network = known["teacher"]
-            teacher_hash = known.get("teacher_hash") or weights_hash(getattr(network, "module", network))
-            standard = f"mean {list(known['teacher_mean'])}, std {list(known['teacher_std'])}"
-            key = PlanKey(
-                data=self.dataset.fingerprint,
-                teacher=teacher_hash,
-                selector=selector_name(stage.settings["selector"]),
-                delta=stage.settings["delta"],
-                subsampling=stage.settings["subsampling"],
-                view=f"{view}, {standard}, precision {known.get('precision', 'no')}",
-            )
+            key = self._plan_key(stage, position, known)
             if asked != "auto":
                 plan = load_plan(Path(asked), key, len(self.dataset))
             else:
@@ -139,10 +127,38 @@ class Stream:
             stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
         return Chain(tuple(stages))
 
+    def _plan_key(self, stage: Stage, position: int, known: Mapping[str, Any]) -> PlanKey:
+        """What the plan for the ``coded`` stage at this position of the chain depends on."""
+        if "teacher" not in known:
+            raise UserError("coded: a plan needs the teacher, and this stream does not know it: give it one")
+        network = known["teacher"]
+        teacher_name = known.get("teacher_hash") or network_name(getattr(network, "module", network))
+        # The stages as they are named: what the stream fills in counts by its own name.
+        named = self.chain.bind({**known, "teacher": teacher_name, "dataset": self.dataset.fingerprint})
+        try:
+            selector = selector_name(stage.settings["selector"])
+            view = view_name(unaugmented(named.stages, position))
+        except Unnamed as error:
+            raise UserError(
+                f"coded: plan={stage.settings['plan']} is not possible, since a plan is kept by the name of all that "
+                f"it depends on: {error}; use plan=off, or give that object a method named_by() that returns plain "
+                "values"
+            ) from None
+        return PlanKey(
+            data=self.dataset.fingerprint,
+            teacher=teacher_name,
+            selector=selector,
+            delta=stage.settings["delta"],
+            subsampling=stage.settings["subsampling"],
+            view=f"{view}, mean {list(known['teacher_mean'])}, std {list(known['teacher_std'])}, "
+            f"precision {known.get('precision', 'no')}",
+        )
+
     def _chooser(self, view: Chain) -> Stream:
         """Chunk by chunk, in natural order, the whole data set with the selector's choice for every sample."""
         place: dict[str, Any] = {"rank": 0, "world": 1, "workers": self.workers, "device": self.device}
-        return Stream(self.dataset, CHUNK, self.plan.seed, train=False, given=self.given, **place) | view | teacher
+        # Seed 0: what the user's own stages draw at random does not make a plan another one for every seed.
+        return Stream(self.dataset, CHUNK, 0, train=False, given=self.given, **place) | view | teacher
 
     def _barrier(self) -> None:
         if self.world > 1:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
+from kdstream.hashing import network_name
 from kdstream.models.export import save_student
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
@@ -31,6 +33,7 @@ from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.evaluate import evaluate
 from kdstream.training.metrics import MetricsLog
 from kdstream.training.networks import Teacher, make_student, tapped
+from kdstream.training.own_code import code_mark, own_code
 from kdstream.training.prepare import prepare
 from kdstream.training.progress import Display
 from kdstream.training.schedule import learning_rate
@@ -77,9 +80,11 @@ class Trainer:
             Stopped: by signal; the state is saved.
             UserError: input that cannot work, a loss that is not finite, a folder that holds another training.
         """
-        self.fingerprint = f"{self.recipe.fingerprint()}-{self.train.fingerprint[:16]}"
+        rest = f"-{self.train.fingerprint[:16]}"
         if self.teacher is not None:
-            self.fingerprint += f"-{self.teacher.hash[:16]}"
+            rest += f"-{self.teacher.hash[:16]}"
+        self.fingerprint = f"{self.recipe.fingerprint()}{code_mark(self.recipe)}{rest}"
+        self.without_code = f"{self.recipe.fingerprint()}{rest}"  # of one that began when code did not count
         with self._alone():
             return self._fit()
 
@@ -106,8 +111,8 @@ class Trainer:
             self.display.note(f"{self.recipe.name}: finished before, top-1 {finished['top1']:.2f} % ({self.folder})")
             return finished
         state = load_checkpoint(self.folder / "last.pt")
-        if state is not None and state["fingerprint"] != self.fingerprint:
-            raise UserError(self._other_recipe())
+        if state is not None:
+            self._check_same(state["fingerprint"])
         with self.stop.listening():
             self._build()
             return self._run(state)
@@ -119,12 +124,23 @@ class Trainer:
             result = json.loads((self.folder / "result.json").read_text())
         except (OSError, ValueError):
             return None
-        if result.get("fingerprint") != self.fingerprint:
-            raise UserError(self._other_recipe())
+        self._check_same(str(result.get("fingerprint")))
         return result
 
-    def _other_recipe(self) -> str:
-        """The message about a folder that holds another training: which settings differ."""
+    def _check_same(self, found: str) -> None:
+        """That the folder holds this training.
+
+        Raises:
+            UserError: it holds another one; which settings differ.
+        """
+        if found in (self.fingerprint, self.without_code):
+            return
+        if re.sub(r"\+\w+", "", found) == self.without_code:
+            names = ", ".join(own_code(self.recipe))
+            raise UserError(
+                f"{self.folder} holds a training with other code: {names}, or what it calls, has changed since (or "
+                "Python has): choose another out=FOLDER, or --fresh"
+            )
         changed: list[str] = []
         try:
             old = yaml.safe_load((self.folder / "recipe.yaml").read_text())
@@ -133,7 +149,9 @@ class Trainer:
         except (OSError, yaml.YAMLError):
             pass
         what = f"(different: {', '.join(changed[:4])})" if changed else "(other data or another teacher)"
-        return f"{self.folder} holds a training with other settings {what}: choose another out=FOLDER, or --fresh"
+        raise UserError(
+            f"{self.folder} holds a training with other settings {what}: choose another out=FOLDER, or --fresh"
+        )
 
     def _build(self) -> None:
         recipe, device = self.recipe, self.accelerator.device
@@ -152,7 +170,7 @@ class Trainer:
             tapped_teacher.requires_grad_(False).to(memory_format=self._layout())
             mean, std = self.teacher.mean or self.train.mean, self.teacher.std or self.train.std
             given = {"teacher": self._answering(tapped_teacher), "teacher_mean": mean, "teacher_std": std}
-            given |= {"teacher_hash": self.teacher.hash, "precision": recipe.precision}
+            given |= {"teacher_hash": network_name(plain_teacher, self.teacher.hash), "precision": recipe.precision}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         place: dict[str, Any] = {"rank": rank, "world": world, "device": device}
         self.stream = (

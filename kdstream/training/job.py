@@ -35,6 +35,7 @@ from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import PEERS, Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, need_weights
+from kdstream.training.own_code import code_mark
 from kdstream.training.progress import Display
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.report import RunRecord, write_report
@@ -218,7 +219,7 @@ class Job:
     def _kept(self, recipe: Recipe, train: ShardSet, taught_by: str = "") -> Path:
         """The folder of a network that teaches others, named by everything that decides the result, so that no other
         recipe or data set finds it in its way."""
-        deciding = f"{recipe.fingerprint()}-{train.fingerprint}{taught_by}"
+        deciding = f"{recipe.fingerprint()}{code_mark(recipe)}-{train.fingerprint}{taught_by}"
         mark = hashlib.sha256(deciding.encode()).hexdigest()[:8]
         name = f"{train.name}-{recipe.student.model}-{mark}".replace("/", "_").replace(":", "_")
         return self.recipe.folder().parent / "teachers" / name
