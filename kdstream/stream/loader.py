@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
+import pickle
+import re
 import signal
+import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdstream.draw import sample_keys
 from kdstream.errors import UserError
@@ -77,22 +82,114 @@ class Reader(Dataset[Any]):
     def __init__(self, shards: ShardSet, plan: Plan, chain: Chain, rank: int, world: int):
         self.shards, self.plan, self.chain, self.rank, self.world = shards, plan, chain, rank, world
 
-    def samples(self, epoch: int, step: int) -> Iterator[Sample]:
-        """The raw samples of a batch, in the plan's order."""
+    def index(self, epoch: int, step: int) -> torch.Tensor:
+        """Which samples the batch is made of, int64 [n]."""
         # Evaluation deals out whole batches (Stream.steps), training slices of every batch.
-        part = (self.rank, self.world) if self.plan.shuffle else (0, 1)
-        index = self.plan.batch(epoch, step, *part)
+        return self.plan.batch(epoch, step, *((self.rank, self.world) if self.plan.shuffle else (0, 1)))
+
+    def samples(self, epoch: int, index: torch.Tensor) -> Iterator[Sample]:
+        """The raw samples of these numbers, in order."""
         for position, key in zip(index.tolist(), sample_keys(self.plan.seed, epoch, index).tolist(), strict=True):
             sample = self.shards.read(position)
             sample["rng_key"] = key
             yield sample
 
+    def batch_bytes(self, epoch: int, step: int) -> int:
+        """About what a batch takes in memory, measured at its first sample."""
+        index = self.index(epoch, step)
+        made = list(self.chain(self.samples(epoch, index[:1])))
+        tensors = (value for sample in made[:1] for value in sample.values() if isinstance(value, torch.Tensor))
+        return len(index) * sum(tensor.nbytes for tensor in tensors)
+
     def __getitem__(self, at: tuple[int, int]) -> Batch | Failure:
         epoch, step = at
         try:
-            return collate(list(self.chain(self.samples(epoch, step))), f"batch {step} of epoch {epoch}")
+            samples = self.samples(epoch, self.index(epoch, step))
+            batch = collate(list(self.chain(samples)), f"batch {step} of epoch {epoch}")
+            return batch if get_worker_info() is None else _shared(batch)
         except UserError as error:
             return Failure(str(error))
+        except Exception as error:
+            if get_worker_info() is None or _can_be_sent(type(error)):
+                raise
+            # What cannot be sent would be dropped, and the main process would wait for it for ever.
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+
+
+def _can_be_sent(kind: type) -> bool:
+    try:
+        pickle.dumps(kind)
+    except Exception:
+        return False
+    return True
+
+
+def _shared(batch: Batch) -> Batch:
+    """The batch in memory that the main process sees as well.
+
+    Done here: where there is no more of it, torch's own thread, which would do it later, drops the batch without a word
+    to the main process, which then waits for ever.
+    """
+    try:
+        return batch.map_tensors(torch.Tensor.share_memory_)
+    except (RuntimeError, OSError) as error:
+        raise UserError(_too_little(f"a batch of {_size(_bytes(batch))} does not fit ({_reason(error)})")) from None
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(batch))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[-120:]
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _shared_memory() -> tuple[int, int] | None:
+    """Bytes (free, in all) of the shared memory; None where it is not told."""
+    try:
+        state = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return None
+    return state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+
+
+def _too_little(what: str) -> str:
+    memory = _shared_memory()
+    has = "" if memory is None else f", which has {_size(memory[0])} free of {_size(memory[1])}"
+    return (
+        f"reader processes hand their batches over in shared memory, /dev/shm{has}; {what}: give a container more "
+        "(docker run --shm-size=8g), lower workers or the batch size, or set workers=0, which needs none"
+    )
+
+
+class ReaderLost(UserError):
+    """A reader process has ended that was to make more batches."""
+
+
+@contextlib.contextmanager
+def lost_readers_told() -> Iterator[None]:
+    """Turns the end of a reader process into one line; torch tells of it in the middle of anything.
+
+    Raises:
+        ReaderLost: a reader was ended, by the system above all.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not text.startswith(("DataLoader worker", "Pin memory thread")):
+            raise
+        if "Bus error" in text:
+            raise ReaderLost(_too_little("it was not enough")) from error
+        how = re.search(r"killed by signal: ([\w ]+)", text)
+        raise ReaderLost(
+            f"a reader process was ended{f' ({how.group(1)})' if how else ''}, by the system where memory ran out: "
+            "lower workers or the batch size, or set workers=0, which reads in the main process"
+        ) from error
 
 
 PATIENCE = 30
@@ -122,7 +219,7 @@ def _quiet_worker(_: int) -> None:
 
 
 class Loader:
-    """Reader processes over a :class:`Reader`.
+    """Reader processes over a :class:`Reader`, which stay for the next pass.
 
     Args:
         reader: makes batches.
@@ -131,16 +228,26 @@ class Loader:
     """
 
     def __init__(self, reader: Reader, workers: int, device: torch.device):
-        self.route = _Route()
-        self.workers = workers
-        self._ends_at_exit = False
-        self.loader: DataLoader[Any] = DataLoader(
-            reader,
+        self.reader, self.workers, self.device = reader, workers, device
+        self._idle: list[DataLoader[Any]] = []
+
+    def _readers(self, epoch: int, steps: Sequence[int]) -> DataLoader[Any]:
+        """New readers.
+
+        Raises:
+            UserError: too little shared memory for their batches.
+        """
+        ahead = None
+        if self.workers:
+            ahead = _batches_ahead(self.reader.batch_bytes(epoch, steps[0]), self.workers)
+        return DataLoader(
+            self.reader,
             batch_size=None,
-            sampler=self.route,  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            sampler=_Route(),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            prefetch_factor=ahead,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
             worker_init_fn=_quiet_worker,
             collate_fn=_as_it_is,
             # Its own generator: otherwise every pass would take a number from the one that dropout draws from.
@@ -148,23 +255,79 @@ class Loader:
         )
 
     def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
-        """The batches of these steps, in order."""
-        self.route.epoch, self.route.stops = epoch, steps
-        passing = iter(self.loader)
-        if self.workers and not self._ends_at_exit:
+        """The batches of these steps, in order. Passes at the same time have readers of their own.
+
+        Raises:
+            UserError: of a stage; too little shared memory; a reader that was ended.
+        """
+        if not len(steps):
+            return
+        loader = self._idle.pop() if self._idle else self._readers(epoch, steps)
+        route = loader.sampler
+        assert isinstance(route, _Route)
+        route.epoch, route.stops = epoch, steps
+        passing = None
+        try:
+            passing = self._begin(loader)
+            while True:
+                with lost_readers_told():
+                    made = next(passing, None)
+                if made is None:
+                    break
+                if isinstance(made, Failure):
+                    raise UserError(made.message)
+                yield made
+        except GeneratorExit:
+            self._put_back(loader, passing)
+            raise
+        except BaseException:
+            _end_readers(passing)  # they may be in any state
+            raise
+        self._put_back(loader, passing)
+
+    def _begin(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        begun = getattr(loader, "_iterator", None)
+        try:
+            with lost_readers_told():
+                passing = iter(loader)
+        except OSError as error:  # semaphores lie in shared memory, too
+            raise UserError(_too_little(f"{self.workers} readers cannot start ({_reason(error)})")) from None
+        if self.workers and passing is not begun:
             # Registered after torch's own hook, hence run before it, which would end the readers by SIGTERM.
-            atexit.register(_end_readers, weakref.ref(passing))
-            self._ends_at_exit = True
-        for made in passing:
-            if isinstance(made, Failure):
-                raise UserError(made.message)
-            yield made
+            atexit.register(_end_referred, weakref.ref(passing))
+        return passing
+
+    def _put_back(self, loader: DataLoader[Any], passing: Any) -> None:
+        if self._idle:
+            _end_readers(passing)
+        else:
+            self._idle.append(loader)
 
 
-def _end_readers(passing: weakref.ref[Any]) -> None:
-    iterator = passing()
-    if iterator is not None:
-        iterator._shutdown_workers()
+def _batches_ahead(size: int, workers: int) -> int:
+    """How many batches of ``size`` bytes each reader makes ahead: 2, or 1 where memory is short.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    memory = _shared_memory()
+    if memory is None:
+        return 2
+    jobs = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, each with its own readers
+    for ahead in (2, 1):
+        need = (workers * ahead + 1) * size * jobs  # and the one in the main process
+        if need <= memory[0]:
+            return ahead
+    raise UserError(_too_little(f"{workers} readers need about {_size(need)} for batches of {_size(size)}"))
+
+
+def _end_referred(passing: weakref.ref[Any]) -> None:
+    _end_readers(passing())
+
+
+def _end_readers(passing: Any) -> None:
+    if hasattr(passing, "_shutdown_workers"):
+        passing._shutdown_workers()
 
 
 def _as_it_is(value: Any) -> Any:

@@ -29,8 +29,12 @@ class Stream:
     """Batches of a data set.
 
     ``stream | stage`` gives a stream with one more stage; a stage is a :class:`~kdstream.stream.stage.Stage`, any
-    callable from an iterator of samples to an iterator of samples, or text in the recipe's language. Each pass of a
-    ``for`` loop is one epoch, or what is left of it after :meth:`load_state_dict`.
+    callable from an iterator of samples to an iterator of samples, or text in the recipe's language.
+
+    Each pass of a ``for`` loop is one epoch, the first of them what is left of it after :meth:`load_state_dict`. A pass
+    that is left (``break``) before its last batch does not end its epoch: the next one begins the same epoch anew, with
+    the same batches. ``stream.load_state_dict(stream.state_dict())`` goes on after the batch at which it was left.
+    Several passes may run at a time, each at its own place; the epoch is over when the first of them comes to its end.
 
     Args:
         shards: folder/split, such as ``"shards/cifar10/train"``, or an open :class:`ShardSet`.
@@ -72,6 +76,9 @@ class Stream:
         self.epoch = 0
         self.step = 0
         self.wait_seconds = 0.0
+        self._first = 0  # step at which the next pass begins
+        self._latest: object = None  # the pass that began last: where it stands, the stream stands
+        self._loaded = object()  # passes that began before a state was loaded move the stream no more
         self._loader: Loader | None = None
         self._device_chain = Chain()
         smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
@@ -97,12 +104,13 @@ class Stream:
         return self.plan.steps if self.train else len(range(self.rank, self.plan.steps, self.world))
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands: the next batch is ``step`` of ``epoch``."""
+        """Where the pass that began last stands: its next batch is ``step`` of ``epoch``."""
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from a state: the next pass begins with that batch."""
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self._first, self._latest, self._loaded = self.step, None, object()
 
     def open(self) -> None:
         """Do what comes before the first batch, where all processes must be together: find or make coding plans."""
@@ -187,11 +195,17 @@ class Stream:
         return self._loader
 
     def __iter__(self) -> Iterator[Batch]:
-        steps = range(self.step, self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
-        for batch in self.batches(self.epoch, steps):
-            self.step += 1
+        steps = range(self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
+        if self._first == 0 < len(steps) == self.step:  # left, but after its last batch
+            self.epoch += 1
+        epoch, first, loaded, this = self.epoch, self._first, self._loaded, object()
+        self.step, self._first, self._latest = first, 0, this
+        for step, batch in enumerate(self.batches(epoch, steps[first:]), first + 1):
+            if self._latest is this:
+                self.step = step
             yield batch
-        self.epoch, self.step = self.epoch + 1, 0
+        if self.epoch == epoch and self._loaded is loaded:
+            self.epoch, self.step, self._latest = epoch + 1, 0, None
 
     def __len__(self) -> int:
         return self.steps
