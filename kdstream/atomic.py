@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kdstream.errors import UserError
+from kdstream.errors import DiskError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -62,12 +62,15 @@ def writing(what: str | os.PathLike[str]) -> Iterator[None]:
     """Meanwhile every OSError is one of writing ``what``, and becomes a line that says what to do.
 
     Raises:
-        UserError: instead of OSError.
+        DiskError: instead of any other OSError.
     """
     try:
         yield
+    except DiskError:
+        raise
     except OSError as error:
-        raise UserError(f"cannot write {os.fspath(what)}: {reason(error)}; {advice(error)}") from error
+        line = f"cannot write {os.fspath(what)}: {reason(error)}; {advice(error)}"
+        raise DiskError(line, error.errno) from error
 
 
 def reason(error: OSError) -> str:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     end_with_launcher()
 
 import argparse
+import re
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -106,7 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not lost(error):
             raise
-        why = " ".join(str(error).split())
+        why = re.sub(
+            r"^\[[^]]*\] | This is typically .*", "", " ".join(str(error).split())
+        )  # gloo's file, and its advice
         say_error(f"{place}: another process of this training has ended ({why}); the same command continues")
         return 1
     except Stopped as stopped:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from kdstream.atomic import advice, reason, sync_folder
-from kdstream.errors import UserError
+from kdstream.errors import DiskError, UserError
 
 ANEW = "delete it to start anew"
 # The file is what torch.save writes, and behind it, where zip readers do not look, one line: the mark and the SHA-256
@@ -28,7 +28,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Replace ``path`` by ``state`` (tensors, numbers, text, lists and dicts of these) in one step.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written to; ``path`` is what it was before.
+        DiskError: the disk is full or the folder cannot be written to; ``path`` is what it was before.
     """
     temporary = path.with_name(path.name + ".part")
     try:
@@ -44,7 +44,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         cause = next((one for one in (error, error.__cause__, error.__context__) if isinstance(one, OSError)), None)
         why = reason(cause) if cause is not None else " ".join(str(error).split())
         what = advice(cause) if cause is not None else "make room, then the same command continues"
-        raise UserError(f"cannot write the checkpoint {path}: {why}; {what}") from error
+        number = None if cause is None else cause.errno
+        raise DiskError(f"cannot write the checkpoint {path}: {why}; {what}", number) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -237,6 +237,7 @@ class Trainer:
             self.stream.load_state_dict(state["stream"])
             if not state["stream"]["step"]:  # stopped between the two files that an epoch ends with, maybe
                 self._save_best()
+            accelerator.wait_for_everyone()
         self.display.start_run(recipe.name, sum(epochs), self.global_epoch)
         if state is not None and first_stage < len(stages):
             self.display.note(f"{recipe.name}: continues at epoch {self.global_epoch + 1}, step {self.stream.step}")
@@ -473,19 +474,8 @@ class Trainer:
         if self.accelerator.is_main_process and self.best.get("epoch") == self.global_epoch:
             save_checkpoint(self._network_state(self.best["network"]), self.folder / "best.pt")
 
-    def _read_best(self) -> dict[str, Any]:
-        path, advice = self.folder / "best.pt", "put back the right one, or --fresh to start anew"
-        best = load_checkpoint(path, advice)
-        if best is None:
-            raise UserError(f"{path} is missing, and export: best asks for it: {advice}")
-        # Those of earlier versions name no epoch.
-        if (best["fingerprint"], best.get("epoch", self.best["epoch"])) != (self.fingerprint, self.best["epoch"]):
-            raise UserError(f"{path} is of another training, or of another epoch than {self.best['epoch']}: {advice}")
-        return best
-
     def _network_state(self, name: str) -> dict[str, Any]:
         state = {"fingerprint": self.fingerprint, "network": name, "state": self.networks[name].state_dict()}
-        state["epoch"] = self.best["epoch"]
         if self.recipe.export_all:
             state["others"] = {other: net.state_dict() for other, net in self.networks.items() if other != name}
         return state
@@ -537,7 +527,8 @@ class Trainer:
         }
         if self.recipe.export == "best":
             name, tops = self.best["network"], self.best["tops"]
-            best = self._read_best()
+            best = load_checkpoint(self.folder / "best.pt")
+            assert best is not None
             for one, weights in {name: best["state"], **best.get("others", {})}.items():
                 self.networks[one].load_state_dict(weights)
             accuracy = {"top1": self.best["top1"]}

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from kdstream.atomic import reason, writing
-from kdstream.errors import UserError
+from kdstream.errors import DiskError, UserError
 
 METRICS_FILE = "metrics.jsonl"
 SPEED_FILE = "speed.jsonl"
@@ -36,8 +36,8 @@ class MetricsLog:
         tensorboard: also write event files to ``folder/tensorboard``.
 
     Raises:
-        UserError: ``position`` does not fit the files in the folder, or TensorBoard is wanted but not installed; here
-            and in all methods, when the disk is full or fails.
+        UserError: ``position`` does not fit the files in the folder, or TensorBoard is wanted but not installed.
+        DiskError: here and in all methods: the disk is full or fails.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MetricsLog:
     def _drop(self) -> None:
         """Close what is open where something else has already gone wrong."""
         for file in self._files:
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(DiskError):
                 file.close()
 
     def _append(self, file: _Rows, row: dict[str, Any], tags: Mapping[str, str]) -> None:
@@ -136,7 +136,7 @@ class _Rows:
         size: bytes that are kept of it.
 
     Raises:
-        UserError: here and in all methods, when the disk is full or fails.
+        DiskError: here and in all methods: the disk is full or fails.
     """
 
     def __init__(self, path: Path, size: int):
@@ -195,7 +195,8 @@ class _Board:
         purge_step: what the folder's files tell of this step and later ones is hidden. None: there are none.
 
     Raises:
-        UserError: TensorBoard is not installed; the disk is full or fails.
+        UserError: TensorBoard is not installed.
+        DiskError: the disk is full or fails.
     """
 
     def __init__(self, folder: Path, purge_step: int | None):

@@ -66,7 +66,7 @@ def write_report(
         The path of the written file.
 
     Raises:
-        UserError: it cannot be written.
+        DiskError: it cannot be written.
     """
     path = Path(path)
     page = _page(title, list(runs), teacher, facts or {}, recipe_text)
