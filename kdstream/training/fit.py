@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import re
@@ -19,9 +18,10 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdstream.atomic import write_atomic
+from kdstream.atomic import reason, remove_parts, write_atomic, writing
 from kdstream.errors import UserError
 from kdstream.hashing import network_name
+from kdstream.lock import alone
 from kdstream.models.export import save_student
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
@@ -43,6 +43,9 @@ from kdstream.types import Batch, Outputs
 
 PEERS = "peers"
 """Folder within a run's, for all the networks of a cohort."""
+KEPT = ("recipe.yaml", "metrics.jsonl", "speed.jsonl", "result.json", "last.pt", "best.pt")
+KEPT += ("student.json", "student.safetensors")
+"""The files in a training's folder."""
 CHECK_EVERY = 20
 """Steps between looks at the losses on a GPU, where each look stalls the queue; on a CPU every step is checked."""
 
@@ -95,13 +98,11 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:  # the system releases it when the process ends, however it does
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.display.note(f"{self.recipe.name}: another job trains in {self.folder}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            with writing(self.folder):
+                stack.enter_context(locked(self.folder, self.recipe.name, self.display))
+                for place in (self.folder, *self.folder.glob(f"{PEERS}/*")):
+                    remove_parts(place, KEPT)
             self.accelerator.wait_for_everyone()
             yield
 
@@ -120,9 +121,16 @@ class Trainer:
     # --- before the first step
 
     def _finished(self) -> dict[str, Any] | None:
+        path = self.folder / "result.json"
         try:
-            result = json.loads((self.folder / "result.json").read_text())
-        except (OSError, ValueError):
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {reason(error)}") from error
+        except ValueError:  # half of it: from the last checkpoint it is written anew
+            return None
+        if not isinstance(result, dict) or not isinstance(result.get("top1"), int | float):
             return None
         self._check_same(str(result.get("fingerprint")))
         return result
@@ -146,7 +154,7 @@ class Trainer:
             old = yaml.safe_load((self.folder / "recipe.yaml").read_text())
             new = yaml.safe_load(self.recipe.to_yaml())
             changed = _differences(old, new)
-        except (OSError, yaml.YAMLError):
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
             pass
         what = f"(different: {', '.join(changed[:4])})" if changed else "(other data or another teacher)"
         raise UserError(
@@ -227,9 +235,9 @@ class Trainer:
     def _run(self, state: dict[str, Any] | None) -> dict[str, Any]:
         recipe, accelerator = self.recipe, self.accelerator
         main = accelerator.is_main_process
-        self.folder.mkdir(parents=True, exist_ok=True)
         if main and state is None:
-            (self.folder / "recipe.yaml").write_text(recipe.to_yaml())
+            with writing(self.folder / "recipe.yaml"):
+                write_atomic(self.folder / "recipe.yaml", recipe.to_yaml().encode())
         position = None if state is None else state["log"]
         self.log = MetricsLog(self.folder, position, tensorboard=recipe.tensorboard) if main else None
         stages = self.distiller.stages()
@@ -245,6 +253,9 @@ class Trainer:
             self.last_row = state["last_row"]
             self.distiller.load_state_dict(state["distiller"])
             self.stream.load_state_dict(state["stream"])
+            if not state["stream"]["step"]:  # stopped between the two files that an epoch ends with, maybe
+                self._save_best()
+            accelerator.wait_for_everyone()
         self.display.start_run(recipe.name, sum(epochs), self.global_epoch)
         if state is not None and first_stage < len(stages):
             self.display.note(f"{recipe.name}: continues at epoch {self.global_epoch + 1}, step {self.stream.step}")
@@ -294,6 +305,7 @@ class Trainer:
             last = epoch + 1 == length
             after = {"stage": number + 1, "stage_epoch": 0} if last else {"stage": number, "stage_epoch": epoch + 1}
             self._save(after, None if last else optimizer)
+            self._save_best()
         accelerator.free_memory()
         self.distiller = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
@@ -448,8 +460,6 @@ class Trainer:
         best = max(tops, key=lambda name: tops[name])
         if stage.phase is None and tops[best] > self.best.get("top1", -math.inf):
             self.best = {"top1": tops[best], "epoch": self.global_epoch + 1, "network": best, "tops": tops}
-            if self.accelerator.is_main_process:
-                save_checkpoint(self._network_state(best), self.folder / "best.pt")
         self.last_row = {**row, "network": best, "top1": tops[best], "tops": tops}
         if self.uses_teacher:
             self.last_row |= self._teacher_summary(values, self._reduce(sums.qualities.clone()))
@@ -476,6 +486,11 @@ class Trainer:
         chosen = {str(i - 1): n for i, n in enumerate(qualities.tolist()) if n}
         summary = {"entropy": mean_std(values[3], values[4]), "gt_probability": mean_std(values[5], values[6])}
         return {"teacher": summary, **({"qualities": chosen} if chosen else {})}
+
+    def _save_best(self) -> None:
+        """Write best.pt, where the epoch that has just ended is the best; last.pt, which names that epoch, is there."""
+        if self.accelerator.is_main_process and self.best.get("epoch") == self.global_epoch:
+            save_checkpoint(self._network_state(self.best["network"]), self.folder / "best.pt")
 
     def _network_state(self, name: str) -> dict[str, Any]:
         state = {"fingerprint": self.fingerprint, "network": name, "state": self.networks[name].state_dict()}
@@ -554,7 +569,8 @@ class Trainer:
                 for one, about in result.get("networks", {name: {}}).items():
                     self._export(self.folder / PEERS / one, one, {"network": one, **about})
             self._export(self.folder, name, result)
-            write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
+            with writing(self.folder / "result.json"):
+                write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
         self.accelerator.wait_for_everyone()
         return result
 
@@ -575,6 +591,20 @@ class Trainer:
             image_size=tuple(self.probe.image.shape[-2:]),
             extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
         )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str, display: Display) -> Iterator[None]:
+    """No other job is in ``folder`` meanwhile; ``name`` is what waits where one is, as the display tells."""
+
+    def waiting() -> None:
+        display.note(f"{name}: another job trains in {folder}; waiting for it")
+
+    def without(why: str) -> None:
+        display.note(f"no locks where the results go ({why}): train one job at a time into a folder", once=True)
+
+    with alone(folder, waiting, without):
+        yield
 
 
 def _leaving(stream: Stream) -> Iterator[Batch]:
