@@ -15,14 +15,13 @@ if __name__ == "__main__":
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.stream.convert import Conversion, make_shards, parse_size
-from kdstream.stream.dataset_info import SplitInfo, load_dataset_info
+from kdstream.stream.dataset_info import SplitInfo
 from kdstream.stream.shards import verify
 from kdstream.terminal import say_error, visible
 
@@ -52,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at unreadable images")
     parser.add_argument("--force", action="store_true", help="replace what make_shards made in DEST before")
     parser.add_argument("--verify", metavar="DEST", help="check the checksums of a data set folder, and nothing else")
+    parser.add_argument("--decode", action="store_true", help="with --verify: decode every image too")
     return parser
 
 
@@ -125,17 +125,12 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
     console.print(visible(f"next: {command}"), highlight=False, markup=False, soft_wrap=True)
 
 
-def _verify(dest: str, console: Console) -> None:
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("verifying", total=None)
-        if (Path(dest) / "dataset.json").is_file():
-            shards = sum(len(part.shards) for part in load_dataset_info(Path(dest)).splits.values())
-            progress.update(bar, total=shards)
-        found = verify(dest, lambda shard: progress.advance(bar))
+def _verify(dest: str, decode: bool, console: Console) -> None:
+    found = verify(dest, decode, console)
+    images = f", {found.decoded:,} images decoded" if found.decoded else ""
     console.print(
         f"{visible(dest)}: {found.samples:,} samples in {found.shards:,} shards of {found.splits:,} splits "
-        f"({_bytes(found.bytes)}), all as recorded",
+        f"({_bytes(found.bytes)}), all as recorded{images}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -150,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verify:
             if options.source:
                 raise UserError("--verify DEST checks a data set and takes no SOURCE")
-            _verify(options.verify, console)
+            _verify(options.verify, options.decode, console)
         elif not options.source or not options.dest:
             raise UserError("name a SOURCE and a DEST, as in: python tools/make_shards.py digits shards/digits")
         else:

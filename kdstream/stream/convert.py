@@ -36,6 +36,7 @@ from kdstream.stream.dataset_info import (
 )
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import BLOCK, IndexBuilder
+from kdstream.stream.shards import record_checksums
 from kdstream.stream.sources import Source, Split, open_source
 from kdstream.stream.writer import ShardRecord, unreadable, write_shard
 
@@ -127,7 +128,7 @@ def make_shards(
             _remove_work(folder)
             return Conversion(folder, load_dataset_info(folder), 0, 0, 0.0, opened.notes)
         _prepare(folder, plan, force)
-        begin = time.monotonic()
+        begin, started = time.monotonic(), time.time_ns()
         kept, converted = _write_all(folder, jobs, processes, on_error == "skip", console)
         seconds = time.monotonic() - begin
         options = {
@@ -146,6 +147,7 @@ def make_shards(
             made={"by": f"kdstream {kdstream.__version__}", "options": options},
         )
         info.save(folder)
+        record_checksums(folder, info, started)
         _remove_work(folder)
     return Conversion(folder, info, converted, kept, seconds, opened.notes)
 

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import posixpath
 import re
-import tarfile
+import stat
 import zipfile
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
+from kdstream.stream.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members
+
+__all__ = [
+    "BLOCK",
+    "IMAGE_EXTENSIONS",
+    "Index",
+    "IndexBuilder",
+    "ScannedShard",
+    "build_index",
+    "scan_shard",
+    "split_name",
+]
 
 INDEX_VERSION = 1
-BLOCK = 512
+MOST_EXTENSIONS = 1 << 16
 # fmt: off
 IMAGE_EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm", "pbm", "pnm", "tif", "tiff", "gif", "jp2", "avif",
@@ -38,12 +53,12 @@ class Index:
         shard_bytes: int64 [S], sizes of the files.
         shard: int32 [n], the shard of each sample.
         label: int64 [n].
-        first: int64 [n+1]; the members of sample i are first[i]..first[i+1]-1, in file order.
+        first: int64 [n+1]; the members of sample i are first[i]..first[i+1]-1, in the order of their headers.
         offset: int64 [m], where a member's bytes begin in its shard.
         size: int64 [m], how many they are.
         extensions: the distinct extensions.
         extension: uint16 [m], numbers into ``extensions``.
-        key_first: int64 [n+1]; key i is UTF-8 in key_text[key_first[i]:key_first[i+1]].
+        key_first: int64 [n+1]; key i is key_text[key_first[i]:key_first[i+1]], the bytes as they stand in the tar.
         key_text: uint8.
     """
 
@@ -64,11 +79,11 @@ class Index:
         return len(self.label)
 
     def key(self, i: int) -> str:
-        """The key of sample i."""
-        return self.key_text[self.key_first[i] : self.key_first[i + 1]].tobytes().decode("utf-8")
+        """The key of sample i. Bytes that are no UTF-8 stand as surrogate escapes: ``os.fsencode`` gives them back."""
+        return self.key_text[self.key_first[i] : self.key_first[i + 1]].tobytes().decode("utf-8", "surrogateescape")
 
     def members(self, i: int) -> list[tuple[str, int, int]]:
-        """(extension, offset, size) of each member of sample i, in file order."""
+        """(extension, offset, size) of each member of sample i, in the order of their headers."""
         part = slice(self.first[i], self.first[i + 1])
         names = [self.extensions[e] for e in self.extension[part].tolist()]
         return list(zip(names, self.offset[part].tolist(), self.size[part].tolist(), strict=True))
@@ -89,16 +104,23 @@ class Index:
         write_atomic(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> Index:
+    def load(cls, path: Path, shard_bytes: int | None = None) -> Index:
         """Read what :meth:`save` wrote and check that it holds together; nothing in it is executed.
+
+        Args:
+            path: the file.
+            shard_bytes: of all shards together; an index that is larger than what it points at is refused unread.
 
         Raises:
             UserError: the file is damaged or of another version.
         """
         hint = "delete it, then it is built anew from the shards"
         try:
+            if shard_bytes is not None and path.stat().st_size > shard_bytes + (1 << 20):
+                raise UserError(f"index {path} is damaged (larger than all of its shards together); {hint}")
             if not zipfile.is_zipfile(path):
                 raise UserError(f"index {path} is damaged (no npz file); {hint}")
+            _check_declared_sizes(path)
             with np.load(path, allow_pickle=False) as data:
                 version = int(data["version"]) if "version" in data.files else -1
                 if version != INDEX_VERSION:
@@ -141,13 +163,28 @@ class Index:
         end = self.shard_bytes[self.shard].repeat(np.diff(self.first))
         if self.size.min() < 0 or self.offset.min() < 0 or (self.offset > end - self.size).any():
             return "a member lies beyond the end of its shard"
-        inside = np.ones(max(m - 1, 0), bool)
-        inside[self.first[1:-1] - 1] = False
-        if (np.diff(self.offset)[inside] < self.size[:-1][inside]).any():
-            return "members of a sample are not in file order"
         if self.extension.max() >= len(self.extensions):
             return "an extension number is out of range"
         return None
+
+
+def _check_declared_sizes(path: Path) -> None:
+    """That each array of an npz is as large as it says: numpy reserves what a header declares, and a compressed
+    archive unpacks to a thousand times its size. :meth:`Index.save` compresses nothing.
+
+    Raises:
+        ValueError, zipfile.BadZipFile, OSError: it is not.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+                raise ValueError(f"{entry.filename} is compressed")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename} is not as large as it says")
 
 
 class IndexBuilder:
@@ -170,11 +207,18 @@ class IndexBuilder:
         self._shard.append(len(self._shards) - 1)
         self._label.append(label)
         for extension, offset, size in members:
-            self._extension.append(self._extensions.setdefault(extension, len(self._extensions)))
+            number = self._extensions.setdefault(extension, len(self._extensions))
+            if number >= MOST_EXTENSIONS:
+                name = f"{key}.{extension}"
+                raise UserError(
+                    f"shard {self._shards[-1][0]}: more than {MOST_EXTENSIONS:,} different extensions up to {name!r}: "
+                    "a sample's key ends at the first dot of the file name; rename the files"
+                )
+            self._extension.append(number)
             self._offset.append(offset)
             self._size.append(size)
         self._first.append(len(self._offset))
-        self._keys += key.encode("utf-8", "replace")
+        self._keys += key.encode("utf-8", "surrogateescape")
         self._key_first.append(len(self._keys))
 
     def finish(self, tag: str) -> Index:
@@ -196,46 +240,84 @@ class IndexBuilder:
 
 
 class Scanned(NamedTuple):
-    """A sample as found in a shard; ``members`` are (extension, offset, size) in file order."""
+    """A sample as found in a shard; ``members`` are (extension, offset, size) in the order of their headers."""
 
     key: str
     label: int
     members: list[tuple[str, int, int]]
 
 
-def build_index(
-    paths: Sequence[Path], tag: str, on_shard: Callable[[Path, list[Scanned]], None] = lambda path, samples: None
-) -> Index:
-    """Read the headers of WebDataset tars and index their samples, grouped as webdataset groups them.
+@dataclass
+class ScannedShard:
+    """What :func:`scan_shard` found.
 
-    Neighbouring regular members whose names agree up to the first dot of the file name are one sample. Links,
-    folders and devices are left out and never followed; nothing is written to disk, so names like ``../x`` are
-    only keys. Only uncompressed tars: samples of compressed ones cannot be read at random positions.
+    Attributes:
+        name: file name.
+        bytes: its size.
+        samples: in order.
+        told: what a user should know: how many members belong to no sample, by kind.
+        examples: a member of each kind.
+    """
+
+    name: str
+    bytes: int
+    samples: list[Scanned] = field(default_factory=list)
+    told: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def tell(self, kind: str, example: str) -> None:
+        """Count one of a kind."""
+        self.told[kind] += 1
+        self.examples.setdefault(kind, example)
+
+
+def build_index(
+    paths: Sequence[Path],
+    tag: str,
+    on_shard: Callable[[ScannedShard], None] = lambda shard: None,
+    scans: Iterable[ScannedShard] | None = None,
+) -> Index:
+    """Index the samples of WebDataset tars.
 
     Args:
         paths: the shards, in order; all in one folder.
         tag: see :class:`Index`.
         on_shard: told after each shard what it holds.
+        scans: what :func:`scan_shard` gives for each of them, where somebody scans already.
+
+    Raises:
+        UserError: see :func:`scan_shard`.
+    """
+    builder = IndexBuilder()
+    for shard in map(scan_shard, paths) if scans is None else scans:
+        builder.add_shard(shard.name, shard.bytes)
+        for sample in shard.samples:
+            builder.add_sample(*sample)
+        on_shard(shard)
+    return builder.finish(tag)
+
+
+def scan_shard(path: Path) -> ScannedShard:
+    """Read the headers of a WebDataset tar and find its samples, grouped as webdataset groups them.
+
+    Neighbouring members whose names agree up to the first dot of the file name are one sample. Hard and symbolic
+    links to members of the same tar are read where these lie; other links are counted and left out, and nothing
+    outside of the file is ever read. Names like ``../x`` are only keys: nothing is written to disk. Tars joined end to
+    end are read to the last. Only uncompressed tars: samples of compressed ones cannot be read at random positions.
 
     Raises:
         UserError: a shard is missing, truncated, damaged, compressed or no tar; a sample lacks ``.cls`` or an image;
             a class is no whole number.
     """
-    builder = IndexBuilder()
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                length = os.fstat(file.fileno()).st_size
-                samples = _scan_shard(path, file, length)
-        except FileNotFoundError as error:
-            raise UserError(f"shard {path} is missing") from error
-        except OSError as error:
-            raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
-        builder.add_shard(path.name, length)
-        for sample in samples:
-            builder.add_sample(*sample)
-        on_shard(path, samples)
-    return builder.finish(tag)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"cannot read shard {path}: it is no regular file")
+        with open(path, "rb", buffering=0) as file:
+            return _scan(path, file.fileno(), os.fstat(file.fileno()).st_size)
+    except FileNotFoundError as error:
+        raise UserError(f"shard {path} is missing") from error
+    except OSError as error:
+        raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -251,51 +333,153 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (folder + slash + stem, extension.lower()) if stem and dot else None
 
 
-def _scan_shard(path: Path, file: BinaryIO, length: int) -> list[Scanned]:
-    if file.read(2) == b"\x1f\x8b":
-        raise UserError(f"shard {path} is compressed: unpack it with gunzip, samples are read at random positions")
-    file.seek(0)
+APART = "; the members of a sample have to be neighbours in the tar"
+OWN_NAMES = frozenset(("__key__", "__url__", "index", "image", "label", "rng_key", "variants", "qualities"))
+"""What kdstream itself puts into a sample; a member of such an extension would be overwritten or misread."""
+
+
+def _scan(path: Path, file: int, length: int) -> ScannedShard:
+    shard = ScannedShard(path.name, length)
     groups: list[tuple[str, list[tuple[str, int, int]]]] = []
-    try:
-        tar = tarfile.open(fileobj=file, mode="r:", errors="replace")  # noqa: SIM115 (the caller closes the file)
-        while (member := tar.next()) is not None:
-            tar.members = []  # tarfile keeps every header otherwise
-            if member.offset_data + (member.size if member.isreg() else 0) > length:
-                raise UserError(f"shard {path} is truncated: {member.name!r} runs past its end ({length} bytes)")
-            name = split_name(member.name) if member.isreg() else None
-            if name is None:
+    links: dict[tuple[int, int], Member] = {}  # (group, place in it) -> a link whose bytes are looked up at the end
+    archive = 0
+    for member in members(path, file, length):
+        kind = _no_part_of_a_sample(member)
+        if kind is not None:
+            if kind:
+                shard.tell(kind, member.name)
+            continue
+        if member.sparse:
+            raise UserError(f"shard {path}: {member.name!r} is a sparse member, write the tar without --sparse")
+        key, extension = split_name(member.name)  # type: ignore[misc]
+        if not groups or groups[-1][0] != key or member.archive != archive:
+            groups.append((key, []))
+        archive, found = member.archive, groups[-1][1]
+        if any(extension == other for other, _, _ in found):
+            raise UserError(f"shard {path}: two members are called {member.name!r}")
+        if member.type not in FILES:
+            links[len(groups) - 1, len(found)] = member
+        found.append((extension, member.offset, member.size))
+    if links:
+        _follow(path, file, length, shard, groups, links)
+    unfit, problem = 0, ""
+    for key, found in groups:
+        label = _label(path, file, key, found)
+        if isinstance(label, str):
+            unfit, problem = unfit + 1, problem or label
+            continue
+        shard.samples.append(Scanned(key, label, found))
+        images = [extension for extension, _, _ in found if extension in IMAGE_EXTENSIONS]
+        if len(images) > 1:
+            shard.tell("samples with several images, of which the first is read", f"{key}: .{', .'.join(images)}")
+    if unfit:
+        more = f" ({unfit:,} of the {len(groups):,} samples in this shard do not fit)" if unfit > 1 else ""
+        raise UserError(f"shard {path}: {problem}{more}")
+    return shard
+
+
+def _no_part_of_a_sample(member: Member) -> str | None:
+    """Why a member is left out; "" where that need not be told, None for those that belong to a sample."""
+    if member.type == FOLDER:
+        return ""
+    if member.type not in (*FILES, SPARSE, HARD_LINK, SYMBOLIC_LINK):
+        return "members of a type that holds no file"
+    name = split_name(member.name)
+    if name is None:
+        if re.match(r"__[^/]*__(/|$)", member.name):
+            return ""
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        return "hidden files" if hidden else "files without an extension"
+    return f"members called .{name[1]}, a name that kdstream uses itself" if name[1] in OWN_NAMES else None
+
+
+def _follow(
+    path: Path,
+    file: int,
+    length: int,
+    shard: ScannedShard,
+    groups: list[tuple[str, list[tuple[str, int, int]]]],
+    links: dict[tuple[int, int], Member],
+) -> None:
+    """Put the bytes that links stand for into ``groups``; those that cannot be found are told and taken out."""
+    targets = _targets(members(path, file, length))
+    lost: set[tuple[int, int]] = set()
+    for (group, place), link in links.items():
+        target = targets.get(link.offset)
+        if target is None:
+            shard.tell("links to files that are not in their tar", f"{link.name} -> {link.target}")
+            lost.add((group, place))
+        elif target.sparse:
+            raise UserError(f"shard {path}: {target.name!r} is a sparse member, write the tar without --sparse")
+        else:
+            extension = groups[group][1][place][0]
+            groups[group][1][place] = (extension, target.offset, target.size)
+    for group in {group for group, _ in lost}:
+        kept = [member for place, member in enumerate(groups[group][1]) if (group, place) not in lost]
+        groups[group][1][:] = kept
+    groups[:] = [group for group in groups if group[1]]
+
+
+def _targets(found: Iterable[Member]) -> dict[int, Member]:
+    """The file that each link stands for, by the link's offset; links to anything else are left out.
+
+    It is what unpacking would leave under the name: for a hard link the file of that name before it, for a symbolic one
+    the last of that name, seen from the folder that the link lies in. Joined archives do not see each other.
+    """
+    targets: dict[int, Member] = {}
+    names: dict[str, Member] = {}
+    symbolic: list[Member] = []
+
+    def finish() -> None:
+        for link in symbolic:
+            target = _behind_symbolic(names, link)
+            if target is not None:
+                targets[link.offset] = target
+        names.clear()
+        symbolic.clear()
+
+    archive = 0
+    for member in found:
+        if member.archive != archive:
+            finish()
+            archive = member.archive
+        if member.type == HARD_LINK:
+            target = names.get(posixpath.normpath(member.target))
+            if target is None:
                 continue
-            if member.issparse():
-                raise UserError(f"shard {path}: {member.name!r} is a sparse member, write the tar without --sparse")
-            key, extension = name
-            if not groups or groups[-1][0] != key:
-                groups.append((key, []))
-            members = groups[-1][1]
-            if any(extension == other for other, _, _ in members):
-                raise UserError(f"shard {path}: two members are called {member.name!r}")
-            members.append((extension, member.offset_data, member.size))
-        end = tar.offset
-    except tarfile.TarError as error:
-        raise UserError(f"shard {path} is no tar file or damaged ({error})") from error
-    # tarfile takes a damaged or cut header for the end of the archive: what stands there decides.
-    trailer = os.pread(file.fileno(), BLOCK, end)
-    if len(trailer) < BLOCK:
-        raise UserError(f"shard {path} is truncated: it ends at byte {length} without the tar end mark")
-    if trailer.strip(b"\0"):
-        raise UserError(f"shard {path} is damaged: no tar header at byte {end}")
-    return [Scanned(key, _label(path, file, key, members), members) for key, members in groups]
+            if target.type == SYMBOLIC_LINK:
+                member = member._replace(type=SYMBOLIC_LINK, target=target.target)
+            else:
+                targets[member.offset] = names[posixpath.normpath(member.name)] = target
+                continue
+        if member.type == SYMBOLIC_LINK:
+            symbolic.append(member)
+        if member.type in (*FILES, SPARSE, SYMBOLIC_LINK):
+            names[posixpath.normpath(member.name)] = member
+    finish()
+    return targets
 
 
-def _label(path: Path, file: BinaryIO, key: str, members: list[tuple[str, int, int]]) -> int:
-    found = {extension: (offset, size) for extension, offset, size in members}
-    names = ", ".join(f".{extension}" for extension in found)
-    if "cls" not in found:
-        raise UserError(f"shard {path}: sample {key!r} has no .cls member with its class number, only {names}")
-    if not any(extension in IMAGE_EXTENSIONS for extension in found):
-        raise UserError(f"shard {path}: sample {key!r} has no image (.jpg, .png, ...), only {names}")
-    offset, size = found["cls"]
-    text = os.pread(file.fileno(), min(size, 40), offset)
-    if size > 40 or not re.fullmatch(rb"\s*[0-9]{1,6}\s*", text):
+def _behind_symbolic(names: dict[str, Member], link: Member) -> Member | None:
+    for _ in range(40):  # as many as Linux follows
+        target = names.get(posixpath.normpath(posixpath.join(posixpath.dirname(link.name), link.target)))
+        if target is None or target.type != SYMBOLIC_LINK:
+            return target
+        link = target
+    return None
+
+
+def _label(path: Path, file: int, key: str, found: list[tuple[str, int, int]]) -> int | str:
+    """The class number of a sample, or what is wrong with the sample."""
+    places = {extension: (offset, size) for extension, offset, size in found}
+    names = ", ".join(f".{extension}" for extension in places)
+    if "cls" not in places:
+        return f"sample {key!r} has no .cls member with its class number, only {names}{APART}"
+    if not any(extension in IMAGE_EXTENSIONS for extension in places):
+        return f"sample {key!r} has no image (.jpg, .png, ...), only {names}{APART}"
+    offset, size = places["cls"]
+    text = os.pread(file, min(size, 40), offset)
+    if size > 40 or not re.fullmatch(rb"\s*0*[0-9]{1,6}\s*", text):
         shown = text[:20].decode("utf-8", "replace")
-        raise UserError(f"shard {path}: class of sample {key!r} is {shown!r}, not a whole number from 0 to 999999")
+        return f"class of sample {key!r} is {shown!r}, not a whole number from 0 to 999999"
     return int(text)

@@ -161,6 +161,8 @@ class Job:
                 f"(0 to {shards[0].num_classes - 1}): make both of the same classes"
             )
         for one in shards:
+            for note in one.notes:
+                self.display.note(f"{one.name}/{one.split}: {note}")
             one.mean, one.std = data.mean or one.mean, data.std or one.std
         return shards
 
