@@ -6,33 +6,39 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from kdstream.errors import UserError
-from kdstream.stream.image_file import open_image
+from kdstream.stream.image_file import MAX_PIXELS, ImageRefused, open_image, to_rgb
 from kdstream.stream.shards import IMAGE_EXTENSIONS
 from kdstream.stream.stage import stage
 from kdstream.types import Sample
 
 
-def read_image(data: bytes, what: str) -> torch.Tensor:
+def read_image(data: bytes, what: str, upright: bool = True, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode one image file.
 
     Args:
-        data: the file's bytes, any format that Pillow reads.
+        data: the file's bytes, of a format that :func:`~kdstream.stream.image_file.open_image` reads.
         what: names the image in messages.
+        upright: turn it as its EXIF orientation says.
+        max_pixels: the most that width x height may be.
 
     Returns:
-        uint8 [3,H,W], RGB; grey images have three equal channels, transparency is dropped.
+        uint8 [3,H,W], RGB; see :func:`~kdstream.stream.image_file.to_rgb` for grey, deep and transparent images.
 
     Raises:
-        UserError: the bytes are no whole image.
+        UserError: the bytes are no whole image, or one that is not read; or there is not enough memory.
     """
     try:
-        with open_image(data) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        with open_image(data, max_pixels) as image:
+            pixels = np.array(to_rgb(image, upright))
+    except ImageRefused as refused:
+        more = "; decode(max_pixels=...) allows more" if "allowed" in str(refused) else ""
+        raise UserError(f"cannot decode {what}: it is {refused}{more}") from refused
+    except MemoryError as error:
+        raise UserError(f"cannot decode {what}: not enough memory; fewer workers need less") from error
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"cannot decode {what} ({reason}): the shard is damaged or was made from a broken file; "
             "check the set with `python tools/make_shards.py --verify FOLDER` and make it again with --on-error skip"
@@ -41,13 +47,18 @@ def read_image(data: bytes, what: str) -> torch.Tensor:
 
 
 @stage
-def decode(samples: Iterator[Sample]) -> Iterator[Sample]:
-    """Add ``image`` (uint8 [3,H,W], RGB) and ``label`` (int, from ``cls``) to every sample."""
+def decode(samples: Iterator[Sample], upright: bool = True, max_pixels: int = MAX_PIXELS) -> Iterator[Sample]:
+    """Add ``image`` (uint8 [3,H,W], RGB) and ``label`` (int, from ``cls``) to every sample.
+
+    Args:
+        upright: turn images as their EXIF orientation says; TIFF is turned always.
+        max_pixels: greater images are refused.
+    """
     for sample in samples:
         extension = next((name for name in sample if name.lower() in IMAGE_EXTENSIONS), None)
         what = f"sample {sample.get('__key__')!r} of {sample.get('__url__')}"
         if extension is None:
             raise UserError(f"{what} holds no image: its members are {', '.join(n for n in sample if n[:2] != '__')}")
-        sample["image"] = read_image(sample[extension], f"{what} ({extension})")
+        sample["image"] = read_image(sample[extension], f"{what} ({extension})", upright, max_pixels)
         sample["label"] = int(sample["cls"])
         yield sample

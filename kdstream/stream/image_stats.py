@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kdstream.stream.image_file import to_rgb
+
 CHANNELS, LEVELS = 3, 256
 
 
@@ -24,23 +26,34 @@ class ImageStats:
         histogram: int64 [3,256], how many pixels have each 8-bit level in R, G, B.
         smallest: (height, width), each the minimum over the images; None when there is none.
         largest: (height, width), each the maximum.
+        adjusted: how many images were more than plain 8 bits, by what was done to them: "orientation" = turned
+            upright, "alpha" = laid on white, "depth" = brought to 8 bits, "frames" = the first of several was taken,
+            "format" = of another format than their name says.
     """
 
     count: int = 0
     histogram: np.ndarray = field(default_factory=lambda: np.zeros((CHANNELS, LEVELS), np.int64))
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
+    adjusted: dict[str, int] = field(default_factory=dict)
 
     def add(self, image: Image.Image) -> None:
-        """Count one image: its pixels as RGB, by Pillow's own conversion.
+        """Count one image: its pixels as :func:`~kdstream.stream.image_file.to_rgb` gives them to training, upright.
 
         Raises:
             Exception: whatever Pillow raises for pixels that cannot be decoded; nothing is counted then.
         """
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        levels = rgb.histogram()  # decodes; may raise, so it comes before anything is changed
+        seen: list[str] = []
+        rgb = to_rgb(image, seen=seen)  # may raise, so it comes before anything is changed
+        levels = rgb.histogram()
         self.histogram += np.asarray(levels, np.int64).reshape(CHANNELS, LEVELS)
         self.add_size(rgb.height, rgb.width)
+        for name in seen:
+            self.add_adjusted(name)
+
+    def add_adjusted(self, name: str, count: int = 1) -> None:
+        """Count images to which something was done."""
+        self.adjusted[name] = self.adjusted.get(name, 0) + count
 
     def add_size(self, height: int, width: int) -> None:
         """Count one image of which only the size is known."""
@@ -53,6 +66,8 @@ class ImageStats:
         self.histogram += other.histogram
         if other.smallest is not None and other.largest is not None:
             self._widen(other.smallest, other.largest)
+        for name, count in other.adjusted.items():
+            self.add_adjusted(name, count)
 
     def _widen(self, smallest: tuple[int, int], largest: tuple[int, int]) -> None:
         low, high = self.smallest or smallest, self.largest or largest
@@ -88,6 +103,7 @@ class ImageStats:
             "histogram": self.histogram.tolist(),
             "smallest": self.smallest,
             "largest": self.largest,
+            "adjusted": self.adjusted,
         }
 
     @classmethod
@@ -95,4 +111,5 @@ class ImageStats:
         """The statistics that :meth:`to_json` wrote."""
         histogram = np.asarray(data["histogram"], np.int64).reshape(CHANNELS, LEVELS)
         smallest, largest = (tuple(data[name]) if data[name] else None for name in ("smallest", "largest"))
-        return cls(int(data["count"]), histogram, smallest, largest)  # type: ignore[arg-type]
+        adjusted = {str(name): int(count) for name, count in data.get("adjusted", {}).items()}
+        return cls(int(data["count"]), histogram, smallest, largest, adjusted)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ from kdstream.stream.dataset_info import (
     SplitInfo,
     load_dataset_info,
 )
-from kdstream.stream.image_file import open_image
+from kdstream.stream.image_file import open_image, upright_size
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import IMAGE_EXTENSIONS, Index, Scanned, ScannedShard, build_index, scan_shard
 from kdstream.stream.sealed_json import SEAL, seal_fits, sealed
@@ -621,7 +621,7 @@ def _measure(path: Path, samples: list[Scanned], decoded: int) -> ImageStats:
                 for head in (4096, 65536, size):  # the size stands near the beginning, behind the metadata if any
                     try:
                         with open_image(os.pread(file.fileno(), min(head, size), offset)) as image:
-                            stats.add_size(image.height, image.width)
+                            stats.add_size(*upright_size(image))
                         break
                     except Exception:
                         continue
