@@ -8,10 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from kdstream.addresses import is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 
@@ -210,9 +212,19 @@ class Recipe(Part):
     tensorboard: bool = True
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides the result (hex, 16 digits)."""
+        """Hash of everything that decides the result (hex, 16 digits).
+
+        Of the address of weights it takes what :func:`kdstream.addresses.public` leaves, so that a new token makes no
+        other training: a teacher's weights are known by their own hash; for a student's, which are not, its query
+        counts too.
+        """
         free = {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
         deciding = self.model_dump(mode="json", exclude=free)
+        for role in ("teacher", "student"):
+            if is_url(weights := (deciding[role] or {}).get("weights")):
+                deciding[role]["weights"] = public(weights)
+                if role == "student" and (query := urlsplit(weights).query):
+                    deciding[role]["query"] = hashlib.sha256(query.encode()).hexdigest()
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self) -> Path:
@@ -220,8 +232,12 @@ class Recipe(Part):
         return Path(self.out or f"runs/{self.name}")
 
     def to_yaml(self) -> str:
-        """The recipe, complete, as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        """The recipe, complete, as YAML; addresses as :meth:`shown` has them."""
+        return yaml.safe_dump(self.shown(), sort_keys=False)
+
+    def shown(self) -> dict[str, Any]:
+        """The recipe in plain values, as it may be kept and shown: addresses without what gives access to them."""
+        return public_values(self.model_dump(mode="json", exclude_none=True))
 
     def variant(self, settings: Mapping[str, Any], name: str, what: str) -> Recipe:
         """A recipe with some settings replaced, for one run of several or for the teacher's training.
@@ -305,7 +321,7 @@ def _explain(error: ValidationError) -> str:
     text = f"{where}: {first['msg'].removeprefix('Value error, ').lower()}"
     if first["type"] == "value_error" and isinstance(first["input"], Mapping):
         return text  # said of a whole group by a validator of ours, which names what it means
-    return f"{text}; it is {repr(first['input'])[:60]}"
+    return f"{text}; it is {public(repr(first['input']))[:60]}"
 
 
 def _part_class(annotation: Any) -> Any:
@@ -333,7 +349,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: text that is not UTF-8, dates that do not exist
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not readable as YAML: {' '.join(public(str(error)).split())}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(settings, dict):
@@ -343,16 +359,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"{override!r} is no override: write key=value, as in optimizer.lr=0.1")
+            raise UserError(f"{public(override)!r} is no override: write key=value, as in optimizer.lr=0.1")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(
-                f"{override!r}: the value is not readable as YAML: {' '.join(str(error).split())}"
+                f"{public(override)!r}: the value is not readable as YAML: {' '.join(public(str(error)).split())}"
             ) from None
         settings = _put(settings, key.split("."), value, override)
         if key not in ("out", "name", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard"):
-            changes.append(override)
+            changes.append(public(override))
     recipe = make_recipe(settings, path.name)
     if changes and recipe.out is None:
         # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
@@ -390,5 +406,5 @@ def _put(
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
-        raise UserError(f"{override!r}: {keys[0]} is not a group of settings")
+        raise UserError(f"{public(override)!r}: {keys[0]} is not a group of settings")
     return {**settings, keys[0]: _put(inner, keys[1:], value, override, keys[0])}

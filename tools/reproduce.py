@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from kdstream.addresses import public
 from kdstream.analysis import accuracy as accurate
 from kdstream.analysis import peakiness as peaky
 from kdstream.atomic import write_atomic
@@ -62,7 +63,7 @@ def run_evaluate(options: argparse.Namespace, console: Console) -> None:
     with _measuring(console, "evaluate", job) as advance:
         result = accurate.accuracy(job.network, job.data, job.mean, job.std, advance=advance, **job.place)
     title = f"{job.name} on {result.samples:,} images of {job.data.name}/{job.data.split}"
-    _write(job.out / "evaluate.json", {"weights": options.weights, **job.about, **result.as_dict()})
+    _write(job.out / "evaluate.json", {"weights": public(options.weights), **job.about, **result.as_dict()})
     _write(job.out / "confusion.png", accurate.confusion_figure(result, f"{title}: top-1 {result.top1:.2f} %"))
     _write(job.out / "reliability.png", accurate.reliability_figure(result, title))
     _show(console, title, accuracy_table(result))
@@ -145,7 +146,7 @@ def run_peakiness(options: argparse.Namespace, console: Console) -> None:
             **job.place,
         )
     about = {
-        "teacher": options.weights,
+        "teacher": public(options.weights),
         **job.about,
         "selector": options.selector,
         **coding,
@@ -358,7 +359,7 @@ def _selector(text: str) -> Call:
 
 def _name(place: str) -> str:
     """What to call a network: its folder, for an export; else its file."""
-    path = Path(os.path.abspath(place))
+    path = Path(os.path.abspath(public(place)))
     return path.name if path.is_dir() else path.parent.name if path.stem == "student" else path.stem
 
 

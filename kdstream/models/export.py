@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.models import build, from_timm
+from kdstream.models import build
+from kdstream.models.bounded import build_within
+from kdstream.models.specs import check_spec, runs_code, shown
 from kdstream.models.weights import check_place, load_state, read_safetensors
-from kdstream.registry import import_object
 
 FORMAT = 1
-_DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_OURS = re.compile(r"kdstream\.(models|objectives)(\.\w+)*:\w+")
+LARGEST_SIDE = 65535
+"""Pixels: the largest of a JPEG file."""
+_LARGEST_JSON = 16 << 20
+_LARGEST_FLOAT = 3.4e38
+_SMALLEST_STD = 1e-6
+"""Smaller deviations count as this one, as in :func:`kdstream.stream.normalize.standardise`."""
 _ATTRIBUTES = ("classes", "mean", "std", "image_size")
 
 
@@ -40,17 +46,18 @@ def save_student(
         folder: made where it does not exist.
         module: the plain network with its ``spec``, as :func:`kdstream.models.build` gives it.
         classes: C class names, in the order of the logits.
-        mean: per-channel mean of what the network takes, for images in [0,1].
-        std: per-channel standard deviation, likewise.
-        image_size: pixels, H = W, or (H, W).
+        mean: mean of each of the three channels of what the network takes, for images in [0,1].
+        std: standard deviation of each, likewise; one below 1e-6 is written as 1e-6, which training divides by then.
+        image_size: pixels, H = W, or (H, W); at most 65535.
         extra: anything else worth keeping (plain JSON): accuracy, recipe, ...
 
     Returns:
         The path of ``student.json``.
 
     Raises:
-        UserError: the network has no spec, the number of class names is not its class count, or ``extra`` is not
-            plain JSON: nothing is written then; or the folder cannot be written to.
+        UserError: the network has no spec, the number of class names is not its class count, mean, std or image_size
+            are out of range, or ``extra`` is not plain JSON: nothing is written then; or the folder cannot be written
+            to.
     """
     spec = getattr(module, "spec", None)
     if not isinstance(spec, dict):
@@ -58,8 +65,6 @@ def save_student(
             f"{type(module).__name__} cannot be exported: it has no 'spec' to rebuild it; build it with "
             "kdstream.models.build, by dotted path where it is your own"
         )
-    if classes is not None and len(classes) != spec["num_classes"]:
-        raise UserError(f"{len(classes)} class names for a network of {spec['num_classes']} classes")
     state = module.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -71,20 +76,23 @@ def save_student(
         "spec": spec,
         "classes": None if classes is None else [str(name) for name in classes],
         "mean": _floats(mean),
-        "std": _floats(std),
-        "image_size": image_size if image_size is None or isinstance(image_size, int) else [int(n) for n in image_size],
+        "std": None if std is None else [_SMALLEST_STD if 0 <= s < _SMALLEST_STD else s for s in _floats(std)],
+        "image_size": _pixels(image_size),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "extra": dict(extra or {}),
     }
+    wrong = _wrong(about)
+    if wrong:
+        raise UserError(wrong)
     try:
-        text = json.dumps(about, indent=2, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+        text = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError, of half a character in a class name, among them
         raise UserError(f"what is saved with a student must be plain JSON: {error}") from error
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "student.safetensors", weights)
-        write_atomic(folder / "student.json", (text + "\n").encode())
+        write_atomic(folder / "student.json", text)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the student there: {error.strerror}") from error
     return folder / "student.json"
@@ -98,25 +106,33 @@ def load_student(path: str | PathLike[str], trust_code: bool = False) -> nn.Modu
 
     Args:
         path: the folder, ``student.json`` or ``student.safetensors``.
-        trust_code: allow a network of a factory outside kdstream, which is imported and so executed.
+        trust_code: allow a network that is not on the list of :mod:`kdstream.models.specs`: its factory is imported
+            and so executed.
 
     Raises:
-        UserError: files missing, damaged or not of one export; a network by dotted path without ``trust_code``.
+        UserError: files missing, damaged or not of one export; a network or arguments that are not on the list without
+            ``trust_code``.
     """
+    return read_export(path, lambda spec: trust_code)
+
+
+def read_export(path: str | PathLike[str], trusts: Callable[[Mapping[str, Any]], bool]) -> nn.Module:
+    """As :func:`load_student`; ``trusts`` is asked whether the code that the ``spec`` names may be run."""
     check_place(path)
     description, weights = _files(Path(path))
     about = _read_json(description)
     spec = about["spec"]
-    if not trust_code:
-        _refuse_code(spec, description)
+    trusted = trusts(spec)
+    check_spec(spec, description, trusted)
     data = _read(weights)
-    if hashlib.sha256(data).hexdigest() != about.get("weights_sha256"):
+    if hashlib.sha256(data).hexdigest() != about["weights_sha256"]:
         raise UserError(
             f"{weights} is not the file that {description.name} describes: damaged, or of another export; "
             "copy or export both again"
         )
-    module = build(**spec)
-    load_state(module, read_safetensors(data, str(weights)), str(weights))
+    state = read_safetensors(data, str(weights))
+    module = build(**spec) if trusted and runs_code(spec) else build_within(spec, state, str(description), str(weights))
+    load_state(module, state, str(weights))
     return describe(module, about).eval()
 
 
@@ -138,54 +154,92 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path / "student.json", path / "student.safetensors"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int | None = None) -> bytes:
     try:
-        return path.read_bytes()
+        if not path.is_file() and path.exists():  # a pipe would wait for ever
+            raise UserError(f"{path} is no ordinary file")
+        with path.open("rb") as file:
+            data = file.read(-1 if most is None else most + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a student is student.json and student.safetensors together") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if most is not None and len(data) > most:
+        raise UserError(f"{path} is no student's: it is larger than {most >> 20} MB")
+    return data
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a ``student.json``, every field of it as :func:`save_student` writes it."""
+    data = _read(path, _LARGEST_JSON)
     try:
-        about = json.loads(_read(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON, or truncated: {error}") from error
+        about = json.loads(data, object_pairs_hook=_once)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, a number of thousands of digits
+        raise UserError(f"{path} is no JSON, or truncated: {' '.join(str(error).split())}") from None
     spec = about.get("spec") if isinstance(about, dict) else None
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str) or "num_classes" not in spec:
         raise UserError(f"{path} does not describe a student: it has no spec with name and num_classes")
-    if about.get("format") != FORMAT:
+    version = about.get("format")
+    if type(version) is not int or version != FORMAT:
         raise UserError(
-            f"{path} has format {about.get('format')!r}, this kdstream reads format {FORMAT}; update kdstream or "
+            f"{path} has format {shown(version)}, this kdstream reads format {FORMAT}; update kdstream or "
             "export the student again"
         )
+    wrong = _wrong(about)
+    if wrong:
+        raise UserError(f"{path}: {wrong}; export the student again")
     return about
 
 
-def _refuse_code(value: Any, source: Path) -> None:
-    """Refuse a spec that names, anywhere, an object that is not one of kdstream's own factories."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            # build looks a model's name with this prefix up among timm's models, and imports nothing by it.
-            if not (key == "name" and isinstance(item, str) and item.startswith(from_timm.PREFIX)):
-                _refuse_code(item, source)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_code(item, source)
-    elif isinstance(value, str) and _DOTTED.fullmatch(value) and not _is_ours(value):
-        raise UserError(
-            f"{source} names code of its own ({value}), which loading would run: refused; if you trust it, "
-            "load_student(path, trust_code=True)"
-        )
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no key stands twice: readers would not agree which one counts."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise UserError(f"the key {shown(key)} stands there twice")
+        made[key] = value
+    return made
 
 
-def _is_ours(path: str) -> bool:
-    # The second test keeps out what our modules merely import (torch's and the standard library's functions).
-    return bool(_OURS.fullmatch(path)) and str(getattr(import_object(path, "model"), "__module__", "")).startswith(
-        "kdstream."
-    )
+def _wrong(about: Mapping[str, Any]) -> str | None:
+    """What is wrong with a description's fields besides format and spec, in words; None: nothing."""
+    classes, number = about.get("classes"), about["spec"]["num_classes"]
+    if classes is not None:
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            return "classes must be a list of names"
+        if len(classes) != number:
+            return f"{len(classes)} class names for a network of {shown(number)} classes"
+    for key in ("mean", "std"):
+        values = about.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_finite, values)):
+            return f"{key} must be three finite numbers, one by channel, not {shown(values)}"
+        if key == "std" and min(values) <= 0:
+            return f"std must be above 0, not {shown(values)}"
+    size = about.get("image_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if size is not None and not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides):
+        return f"image_size must be a number of pixels from 1 to {LARGEST_SIDE}, or [height, width], not {shown(size)}"
+    if not re.fullmatch("[0-9a-f]{64}", str(about.get("weights_sha256"))):
+        return f"weights_sha256 must be 64 hexadecimal digits, not {shown(about.get('weights_sha256'))}"
+    if not isinstance(about.get("extra", {}), dict):
+        return f"extra must be an object, not {shown(about['extra'])}"
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number, and one in single precision too."""
+    return type(value) in (int, float) and abs(value) <= _LARGEST_FLOAT
 
 
 def _floats(values: Sequence[float] | Tensor | None) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
+
+
+def _pixels(size: int | Sequence[int] | None) -> int | list[int] | None:
+    if size is None:
+        return None
+    return [operator.index(side) for side in size] if isinstance(size, Sequence | Tensor) else operator.index(size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from kdstream.addresses import is_url, public
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, from_timm, is_dotted
-from kdstream.models.download import cached, is_url
-from kdstream.models.export import describe, load_student
+from kdstream.models.download import cached
+from kdstream.models.export import describe, read_export
 from kdstream.models.weights import check_place, count_classes, load_state, read_weights, recognise
 
 
@@ -66,7 +66,7 @@ def load_network(
     options = dict(options or {})
     if _is_export(weights):
         return _exported(weights, num_classes, model, options, trust_code)
-    source, state = fspath(weights), read_weights(weights)
+    source, state = public(fspath(weights)), read_weights(weights)
     name = model or recognise(state)
     if name is None:
         raise UserError(
@@ -144,24 +144,14 @@ def _is_export(weights: str | PathLike[str]) -> bool:
 def _exported(
     weights: str | PathLike[str], num_classes: int | None, model: str | None, options: dict[str, Any], trust_code: bool
 ) -> nn.Module:
-    network = load_student(weights, trust_code or _names_its_code(Path(weights), model, options))
+    # The caller may himself say all that the export's description says, so that no code is run but what he names.
+    named = None if model is None or not is_dotted(model) else {"name": model, **options}
+    network = read_export(
+        weights, lambda spec: trust_code or {key: spec[key] for key in spec if key != "num_classes"} == named
+    )
     spec = network.spec
     if num_classes not in (None, spec["num_classes"]):
         raise UserError(f"{weights} is for {spec['num_classes']} classes, the data has {num_classes}")
     if model not in (None, spec["name"]):
         raise UserError(f"{weights} is a {spec['name']}, not a {model}")
     return network.train()
-
-
-def _names_its_code(place: Path, model: str | None, options: dict[str, Any]) -> bool:
-    """Whether the caller himself says all that the export's description says, so that no code is run but what he
-    names. Anything else is :func:`load_student`'s to judge."""
-    if model is None or not is_dotted(model):
-        return False
-    try:
-        about = json.loads((place / "student.json" if place.is_dir() else place.with_suffix(".json")).read_bytes())
-        spec = dict(about["spec"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-    spec.pop("num_classes", None)
-    return spec == {"name": model, **options}

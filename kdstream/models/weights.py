@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import reprlib
+import zipfile
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,9 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kdstream.addresses import is_url, public
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, from_timm
-from kdstream.models.download import fetch, is_url
+from kdstream.models.download import fetch
 
 _WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel (and Tapped), torch.compile
@@ -73,6 +76,8 @@ def check_place(weights: object) -> None:
 def _read(path: Path, source: str) -> dict[str, Tensor]:
     """As :func:`read_weights`, from a local file; ``source`` is what messages call it."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for ever
+            raise UserError(f"{source} is no ordinary file; give a file of weights")
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError:
@@ -114,11 +119,26 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
         UserError: see :func:`read_weights`; and another class count, or another architecture: the message says what
             differs and, where it can, which architecture the file is for.
     """
-    load_state(module, read_weights(path), str(path))
+    load_state(module, read_weights(path), public(str(path)))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict as :func:`load_weights` does; ``source`` is what messages call it."""
+    state = check_state(module, state, source)
+    whole = module.state_dict()  # with the versions of its layers, which some (torchvision's MNASNet) ask for
+    whole.update({key: value for key, value in state.items() if key in whole})
+    module.load_state_dict(whole)
+
+
+def check_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """That a state dict is for this network, which may be on the meta device; nothing is loaded.
+
+    Returns:
+        The state dict, with the keys that the network has.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
     own = module.state_dict()
     state = _renamed(state, own)
     missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
@@ -137,7 +157,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         likely = recognise(state)
         hint = f"; it looks like {likely}" if likely not in (None, name) else _together(state)
         raise UserError(f"{source} is for another architecture than {name}: {', '.join(differences)}{hint}")
-    module.load_state_dict({key: state.get(key, own[key]) for key in own})
+    for key in own:
+        if key in state and own[key].is_floating_point() and not state[key].is_floating_point():
+            raise UserError(f"{source} has {key} as {state[key].dtype}, which are no weights; give them as floats")
+    return state
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
@@ -187,6 +210,8 @@ _SETTINGS = (
 
 
 def _from_pickle(path: Path, head: bytes, source: str) -> Any:
+    if head.startswith(b"PK"):
+        _check_zip(path, source)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes provoke, the answer is one of these
@@ -207,17 +232,39 @@ def _from_pickle(path: Path, head: bytes, source: str) -> Any:
         ) from error
 
 
+def _check_zip(path: Path, source: str) -> None:
+    """That a zip file as torch writes it does not unpack to far more than it is: torch stores without compressing."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception as error:  # whatever the bytes provoke, the answer is the same
+        raise UserError(f"{source} is truncated or damaged; download or save it again") from error
+    if unpacked > 16 * size + 2**24:
+        raise UserError(f"{source} has {size} bytes and unpacks to {unpacked}: refused; save the weights again")
+
+
+def _check_tensors(state: Mapping[str, Tensor], source: str) -> None:
+    """That tensors from a pickle are plain ones and have as many numbers as they claim: not one, repeated for ever."""
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+            raise UserError(f"{source}: {_some([key], 1)} is no plain tensor; save the weights as plain tensors")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{source}: {_some([key], 1)} claims {value.numel()} numbers and has fewer; save it anew")
+
+
 def _state_dict(data: Any, source: str) -> dict[str, Tensor]:
     for _ in range(4):  # a file may nest, {"model": {"state_dict": ...}}, and a hostile one may nest without end
         if not isinstance(data, Mapping):
             break
         if data and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in data.items()):
+            _check_tensors(data, source)
             return dict(data)
         inner = [data[key] for key in _WRAPPERS if isinstance(data.get(key), Mapping)]
         if not inner:
             break
         data = inner[0]
-    held = f"a dict of {_some(map(str, data), 5)}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+    held = f"a dict of {_some(map(_key, data), 5)}" if isinstance(data, Mapping) else f"a {type(data).__name__}"
     raise UserError(
         f"{source} holds no weights but {held}; expected a state dict, alone or under {', '.join(_WRAPPERS)}"
     )
@@ -272,8 +319,14 @@ def _count(items: list[str], what: str, shown: int = 3) -> list[str]:
     return [f"{number} {what} ({_some(items, shown)})"]
 
 
+def _key(key: Any) -> str:
+    """A key of any kind, for a message; a hostile one could be endless."""
+    return key if isinstance(key, str) else reprlib.repr(key)
+
+
 def _some(items: Iterable[str], shown: int) -> str:
-    items = list(items)
+    items = [item if len(item) <= 200 else f"{item[:200]}..." for item in items]
+    items = [item if item.isprintable() else ascii(item) for item in items]
     return ", ".join([*items[:shown], "..."] if len(items) > shown else items)
 
 

@@ -589,7 +589,7 @@ class Trainer:
             mean=self.train.mean,
             std=self.train.std,
             image_size=tuple(self.probe.image.shape[-2:]),
-            extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
+            extra={"recipe": self.recipe.shown(), "result": result},
         )
 
 

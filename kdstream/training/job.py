@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 import kdstream
 from kdstream import recipe as settings
 from kdstream.atomic import remove_parts, write_atomic, writing
+from kdstream.addresses import public
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
@@ -264,7 +265,7 @@ class Job:
             torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor() or "CPU"
         )
         facts = {
-            "command": shlex.join(["train.py", *sys.argv[1:]]),
+            "command": shlex.join(["train.py", *map(public, sys.argv[1:])]),
             "data": f"{train.path} ({len(train)} training samples, {train.num_classes} classes)",
             "seed": str(self.recipe.seed),
             "device": f"{device}, {self.accelerator.num_processes} process(es), {os.cpu_count()} CPU cores",
