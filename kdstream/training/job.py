@@ -23,8 +23,8 @@ from accelerate.utils import broadcast_object_list
 
 import kdstream
 from kdstream import recipe as settings
-from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.addresses import public
+from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
