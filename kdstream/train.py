@@ -10,15 +10,12 @@ if __name__ == "__main__":
     sys.path.insert(1, os.getcwd())
 
 import argparse
-from datetime import timedelta
 from pathlib import Path
-
-import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 
 from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.recipe import is_file, load_recipe
+from kdstream.training.accelerator import make_accelerator
 from kdstream.training.job import Job
 from kdstream.training.progress import Display
 from kdstream.training.stop import Stopped
@@ -41,30 +38,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if "=" in chosen.recipe and not is_file(Path(chosen.recipe)):
         chosen.recipe, chosen.overrides = "quickstart", [chosen.recipe, *chosen.overrides]
     return chosen
-
-
-def make_accelerator(cpu: bool, precision: str) -> Accelerator:
-    """This process's place among those that the launcher started, its device and its precision.
-
-    Raises:
-        UserError: a precision that the device does not have; processes that do not know of each other.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    # Accelerate joins processes without an accelerator only where the CPU is asked for; it leaves them strangers, each
-    # of which takes itself for the first, otherwise.
-    cpu = cpu or (world > 1 and not torch.accelerator.is_available())
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the first process may be making shards
-    try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
-    except ValueError as error:
-        place = f"one of {world} processes" if world > 1 else "this device"
-        raise UserError(f"Accelerate cannot start with precision={precision} on {place}: {error}") from None
-    if accelerator.num_processes < world:
-        raise UserError(
-            f"{world} processes were launched, Accelerate joins {accelerator.num_processes}: launch them with "
-            "`torchrun --nproc-per-node N`, or with one process for each accelerator"
-        )
-    return accelerator
 
 
 def main(arguments: list[str] | None = None) -> int:
