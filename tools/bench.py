@@ -17,13 +17,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+if __name__ == "__main__":
+    from kdstream.command import quiet_imports
+
+    quiet_imports()
+
 import torch
 from benches.measure import BENCHES, budget, machine, whole
 from rich.console import Console
 
 from kdstream.atomic import write_atomic
-from kdstream.command import CommandParser
+from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
+from kdstream.terminal import say_error
 
 for name in ("jpeg", "coded", "taps", "step"):
     importlib.import_module(f"benches.{name}")  # enters itself in BENCHES
@@ -72,19 +78,20 @@ def _run(arguments: Sequence[str] | None, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    console, errors = Console(highlight=False), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)  # a table in a file or pipe must not be cut at 80 columns
     try:
         _run(arguments, console)
     except UserError as error:
-        errors.print(f"bench: {error}")
+        say_error(f"bench: {error}")
         return 2
     except KeyboardInterrupt:
-        errors.print("bench: interrupted")
+        say_error("bench: interrupted")
         return 130
     return 0
 
 
 if __name__ == "__main__":
+    imported()
     sys.exit(main())

@@ -10,12 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
+if __name__ == "__main__":
+    from kdstream.command import quiet_imports
+
+    quiet_imports()
+
 from rich.console import Console
 
-from kdstream.command import CommandParser
+from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.models.export import load_student
 from kdstream.models.onnx_export import OnnxFile, export_onnx
+from kdstream.terminal import say_error, visible
 
 EXAMPLES = """examples:
   python tools/export_onnx.py runs/quickstart/kd
@@ -76,12 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
         with errors.status("exporting") if errors.is_terminal else contextlib.nullcontext():
             made = run(options)
     except UserError as error:
-        errors.print(f"export_onnx: {error}")
+        say_error(f"export_onnx: {error}")
         return 2
     except KeyboardInterrupt:
-        errors.print("export_onnx: interrupted, nothing written")
+        say_error("export_onnx: interrupted, nothing written")
         return 130
-    console.print(f"written: {made.path} ({made.size / 1e6:.2f} MB, opset {made.opset})")
+    console.print(f"written: {visible(made.path)} ({made.size / 1e6:.2f} MB, opset {made.opset})")
     console.print(f"input images: {made.takes}")
     if made.difference is None:
         console.print("not checked: onnxruntime is not installed (pip install onnxruntime)")
@@ -94,5 +100,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    imported()
     sys.path.insert(1, os.getcwd())  # networks by dotted path may be the user's own
     sys.exit(main())

@@ -8,17 +8,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
+if __name__ == "__main__":
+    from kdstream.command import quiet_imports
+
+    quiet_imports()
+
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from kdstream.command import CommandParser
+from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.stream.convert import Conversion, make_shards, parse_size
 from kdstream.stream.dataset_info import SplitInfo, load_dataset_info
 from kdstream.stream.shards import verify
+from kdstream.terminal import say_error, visible
 
 EPILOG = """sources:
   digits             1,797 handwritten digits that ship with scikit-learn
@@ -51,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def summary(result: Conversion, dest: str) -> Table:
     """What was made, on one screen."""
-    table = Table(title=f"{escape(dest)}: {len(result.info.classes):,} classes", title_justify="left", box=SIMPLE)
+    title = Text(f"{visible(dest)}: {len(result.info.classes):,} classes")
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     table.add_column("split", no_wrap=True)
     for name in ("samples", "shards", "bytes", "image size", "skipped"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, part in result.info.splits.items():
         table.add_row(
-            name,
+            Text(visible(name)),
             f"{part.count:,}",
             f"{len(part.shards):,}",
             _bytes(sum(shard.bytes for shard in part.shards)),
@@ -101,19 +108,21 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
     if result.kept_shards:
         console.print(f"{result.kept_shards:,} shards kept from an interrupted run", highlight=False)
     for note in result.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(f"note: {note}"), highlight=False, markup=False, soft_wrap=True)
     for name, part in result.info.splits.items():
         if part.skipped:
             first = part.skipped[0]
             console.print(
-                f"skipped in {name}: {len(part.skipped):,} unreadable images, listed in dataset.json; the first: "
-                f"{first.file} ({first.error})",
+                visible(
+                    f"skipped in {name}: {len(part.skipped):,} unreadable images, listed in dataset.json; the first: "
+                    f"{first.file} ({first.error})"
+                ),
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
             )
     command = f"accelerate launch kdstream/train.py RECIPE data.path={options.dest}"
-    console.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(visible(f"next: {command}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def _verify(dest: str, console: Console) -> None:
@@ -125,7 +134,7 @@ def _verify(dest: str, console: Console) -> None:
             progress.update(bar, total=shards)
         found = verify(dest, lambda shard: progress.advance(bar))
     console.print(
-        f"{dest}: {found.samples:,} samples in {found.shards:,} shards of {found.splits:,} splits "
+        f"{visible(dest)}: {found.samples:,} samples in {found.shards:,} shards of {found.splits:,} splits "
         f"({_bytes(found.bytes)}), all as recorded",
         highlight=False,
         markup=False,
@@ -135,7 +144,7 @@ def _verify(dest: str, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Console()
     try:
         options = _parser().parse_args(arguments)
         if options.verify:
@@ -147,14 +156,15 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _convert(options, console)
     except UserError as error:
-        errors.print(f"make_shards: {error}")
+        say_error(f"make_shards: {error}")
         return 2
     except KeyboardInterrupt:
         kept = "" if options.verify else ": finished shards are kept, run the same command again to continue"
-        errors.print(f"make_shards: interrupted{kept}")
+        say_error(f"make_shards: interrupted{kept}")
         return 130
     return 0
 
 
 if __name__ == "__main__":
+    imported()
     sys.exit(main())

@@ -14,6 +14,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
+if __name__ == "__main__":
+    from kdstream.command import quiet_imports
+
+    quiet_imports()
+
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
@@ -25,13 +30,14 @@ from torch import nn
 from kdstream.analysis import accuracy as accurate
 from kdstream.analysis import peakiness as peaky
 from kdstream.atomic import write_atomic
-from kdstream.command import CommandParser
+from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models.pretrained import check_weights, load_teacher
 from kdstream.models.taps import Tapped
 from kdstream.stream.language import Call, parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
+from kdstream.terminal import say_error, visible
 
 EXAMPLES = """examples:
   python tools/reproduce.py evaluate runs/quickstart/coded_kd shards/digits
@@ -91,7 +97,7 @@ def classes_table(result: accurate.Accuracy, most: int = 20, shown: int = 10) ->
     for column in ("images", "top-1, %"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, count, top1 in rows:
-        table.add_row(Text(name), f"{count:,}", "-" if top1 is None else f"{top1:.2f}")
+        table.add_row(Text(visible(name)), f"{count:,}", "-" if top1 is None else f"{top1:.2f}")
     return heading, table
 
 
@@ -104,7 +110,8 @@ def mistakes_table(result: accurate.Accuracy) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for label, answer, count in result.mistakes(5):
         share = 100 * count / result.confusion[label].sum()
-        table.add_row(Text(result.classes[label]), Text(result.classes[answer]), f"{count:,}", f"{share:.2f}")
+        right, answered = (Text(visible(result.classes[number])) for number in (label, answer))
+        table.add_row(right, answered, f"{count:,}", f"{share:.2f}")
     return table
 
 
@@ -304,18 +311,18 @@ def _measuring(console: Console, what: str, job: _Job) -> Iterator[Callable[[int
 
 def _show(console: Console, heading: str, table: Table) -> None:
     # Not the table's own title, which is broken at the width of the table.
-    console.print(heading, style="bold", highlight=False, markup=False)
+    console.print(visible(heading), style="bold", highlight=False, markup=False)
     console.print(table)
 
 
 def _say(console: Console, *lines: str) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(visible(line), highlight=False, markup=False)
 
 
 def _end(console: Console, job: _Job, count: int, files: str) -> None:
     _say(console, f"{count:,} images in {job.seconds:.1f} s: {count / max(job.seconds, 1e-9):,.0f} images/s")
-    console.print(f"written: {job.out}/{files}", highlight=False, markup=False, soft_wrap=True)
+    console.print(visible(f"written: {job.out}/{files}"), highlight=False, markup=False, soft_wrap=True)
 
 
 class _Speed(ProgressColumn):
@@ -381,7 +388,7 @@ COMMANDS = (add_evaluate, add_peakiness)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Console()
     try:
         parser = CommandParser(
             description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -392,14 +399,15 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         options.run(options, console)
     except UserError as error:
-        errors.print(f"reproduce: {error}")
+        say_error(f"reproduce: {error}")
         return 2
     except KeyboardInterrupt:
-        errors.print("reproduce: interrupted, nothing written")
+        say_error("reproduce: interrupted, nothing written")
         return 130
     return 0
 
 
 if __name__ == "__main__":
+    imported()
     sys.path.insert(1, os.getcwd())  # selectors and networks by dotted path may be the user's own
     sys.exit(main())

@@ -17,6 +17,7 @@ from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.models import MODELS
 from kdstream.models.macs import Cost, cost
+from kdstream.terminal import say_error
 
 EXAMPLES = """examples:
   python -m kdstream.models
@@ -36,10 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
             for name in track(names, "Counting", console=errors, transient=True, disable=not errors.is_terminal)
         ]
     except UserError as error:
-        errors.print(f"models: {error}")
+        say_error(f"models: {error}")
         return 2
     except KeyboardInterrupt:
-        errors.print("models: interrupted")
+        say_error("models: interrupted")
         return 130
     if options.json:
         print(json.dumps(_plain(costs, options.classes, options.size), indent=2))

@@ -20,6 +20,7 @@ from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Term
 from kdstream.objectives.presets import term_presets
 from kdstream.registry import nearest
+from kdstream.terminal import say_error
 
 EXTRAS = {"phases": "phases", "adapt": "surgery", "peers": "peers"}
 """Hook of a term -> what the table calls it."""
@@ -133,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Console()
     try:
         parser = CommandParser(prog="python -m kdstream.objectives", description=(__doc__ or "").splitlines()[0])
         parser.add_argument("name", nargs="*", metavar="NAME", help="default: all, in a table")
@@ -150,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _overview(console)
     except UserError as error:
-        errors.print(f"objectives: {error}")
+        say_error(f"objectives: {error}")
         return 2
     except KeyboardInterrupt:
-        errors.print("objectives: interrupted")
+        say_error("objectives: interrupted")
         return 130
     return 0
 

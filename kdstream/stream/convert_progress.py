@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from kdstream.terminal import visible
+
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -22,7 +24,7 @@ def conversion_progress(
 ) -> Iterator[tuple[Callable[[], None], Callable[[Sequence[int]], None]]]:
     """Gives (start, update): show the bars; set the images done of each split, beyond those that were ``present``."""
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
@@ -31,7 +33,7 @@ def conversion_progress(
         console=console,
     )
     bars = [
-        progress.add_task(name, total=total, completed=done, start=False)
+        progress.add_task(visible(name), total=total, completed=done, start=False)
         for (name, total), done in zip(totals.items(), present, strict=True)
     ]
 

@@ -33,6 +33,7 @@ from kdstream.stream.dataset_info import (
 from kdstream.stream.image_file import open_image
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import IMAGE_EXTENSIONS, Index, Scanned, build_index
+from kdstream.terminal import visible
 
 if TYPE_CHECKING:
     from kdstream.types import Sample
@@ -456,6 +457,7 @@ def _store(file: str, save: Callable[[Path], None], folders: Sequence[Path]) -> 
 def _scan_progress(total: int, folder: Path) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr over ``total`` shards that shows only when the work takes more than a second."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     bar = Progress(
@@ -465,7 +467,7 @@ def _scan_progress(total: int, folder: Path) -> Iterator[Callable[[], None]]:
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task(f"indexing {folder.name}", total=total)
+    task = bar.add_task(f"indexing {escape(visible(folder.name))}", total=total)
     begin, started = time.monotonic(), False
 
     def advance() -> None:

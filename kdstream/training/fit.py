@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import signal
@@ -18,8 +17,9 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from kdstream.atomic import write_atomic
+from kdstream.atomic import reason, remove_parts, write_atomic, writing
 from kdstream.errors import UserError
+from kdstream.lock import alone
 from kdstream.models.export import save_student
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
@@ -41,6 +41,9 @@ from kdstream.types import Batch, Outputs
 
 PEERS = "peers"
 """Folder within a run's, for all the networks of a cohort."""
+KEPT = ("recipe.yaml", "metrics.jsonl", "speed.jsonl", "result.json", "last.pt", "best.pt")
+KEPT += ("student.json", "student.safetensors")
+"""The files in a training's folder."""
 CHECK_EVERY = 20
 """Steps between looks at the losses on a GPU, where each look stalls the queue; on a CPU every step is checked."""
 
@@ -92,13 +95,11 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:  # the system releases it when the process ends, however it does
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.display.note(f"{self.recipe.name}: another job trains in {self.folder}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            with writing(self.folder):
+                stack.enter_context(locked(self.folder, self.recipe.name, self.display))
+                for place in (self.folder, *self.folder.glob(f"{PEERS}/*")):
+                    remove_parts(place, KEPT)
             self.accelerator.wait_for_everyone()
             yield
 
@@ -118,9 +119,16 @@ class Trainer:
     # --- before the first step
 
     def _finished(self) -> dict[str, Any] | None:
+        path = self.folder / "result.json"
         try:
-            result = json.loads((self.folder / "result.json").read_text())
-        except (OSError, ValueError):
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {reason(error)}") from error
+        except ValueError:  # half of it: from the last checkpoint it is written anew
+            return None
+        if not isinstance(result, dict) or not isinstance(result.get("top1"), int | float):
             return None
         if result.get("fingerprint") != self.fingerprint:
             raise UserError(self._other_recipe())
@@ -138,7 +146,7 @@ class Trainer:
             old = yaml.safe_load((self.folder / "recipe.yaml").read_text())
             new = yaml.safe_load(self.recipe.to_yaml())
             changed = _differences(old, new)
-        except (OSError, yaml.YAMLError):
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
             pass
         what = f"(different: {', '.join(changed[:4])})" if changed else "(other data or another teacher)"
         return f"{self.folder} holds a training with other settings {what}: choose another out=FOLDER, or --fresh"
@@ -201,9 +209,9 @@ class Trainer:
     def _run(self, state: dict[str, Any] | None) -> dict[str, Any]:
         recipe, accelerator = self.recipe, self.accelerator
         main = accelerator.is_main_process
-        self.folder.mkdir(parents=True, exist_ok=True)
         if main and state is None:
-            (self.folder / "recipe.yaml").write_text(recipe.to_yaml())
+            with writing(self.folder / "recipe.yaml"):
+                write_atomic(self.folder / "recipe.yaml", recipe.to_yaml().encode())
         position = None if state is None else state["log"]
         self.log = MetricsLog(self.folder, position, tensorboard=recipe.tensorboard) if main else None
         stages = self.distiller.stages()
@@ -217,9 +225,14 @@ class Trainer:
             self.global_step, self.global_epoch = state["global_step"], state["global_epoch"]
             self.seconds, self.images, self.best = state["seconds"], state["images"], state["best"]
             self.last_row = state["last_row"]
-            self._check_best()
+            self._settle_best()
             self.distiller.load_state_dict(state["distiller"])
             self.stream.load_state_dict(state["stream"])
+            if not state["stream"]["step"]:  # stopped between the two files that an epoch ends with, maybe
+                self._save_best()
+            accelerator.wait_for_everyone()
+            if self.best and recipe.export == "best":
+                self._read_best()  # as long as there is something to be done about it
         self.display.start_run(recipe.name, sum(epochs), self.global_epoch)
         if state is not None and first_stage < len(stages):
             self.display.note(f"{recipe.name}: continues at epoch {self.global_epoch + 1}, step {self.stream.step}")
@@ -270,6 +283,7 @@ class Trainer:
             last = epoch + 1 == length
             after = {"stage": number + 1, "stage_epoch": 0} if last else {"stage": number, "stage_epoch": epoch + 1}
             self._save(after, None if last else optimizer)
+            self._save_best()
         accelerator.free_memory()
         self.distiller = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
 
@@ -493,8 +507,6 @@ class Trainer:
         chosen = self._chosen(tops)
         if stage.phase is None and tops[chosen] > self.best.get("top1", -math.inf):
             self.best = {"top1": tops[chosen], "epoch": self.global_epoch + 1, "network": chosen, "tops": tops}
-            if accelerator.is_main_process:
-                save_checkpoint(self._network_state(chosen), self.folder / "best.pt")
         self.last_row = {**row, "network": chosen, "top1": tops[chosen], "tops": tops}
         if self.uses_teacher:
             self.last_row |= self._teacher_summary(values, self._reduce(sums.qualities.clone()))
@@ -522,6 +534,11 @@ class Trainer:
         chosen = {str(i - 1): n for i, n in enumerate(qualities.tolist()) if n}
         summary = {"entropy": mean_std(values[3], values[4]), "gt_probability": mean_std(values[5], values[6])}
         return {"teacher": summary, **({"qualities": chosen} if chosen else {})}
+
+    def _save_best(self) -> None:
+        """Write best.pt, where the epoch that has just ended is the best; last.pt, which names that epoch, is there."""
+        if self.accelerator.is_main_process and self.best.get("epoch") == self.global_epoch:
+            save_checkpoint(self._network_state(self.best["network"]), self.folder / "best.pt")
 
     def _network_state(self, name: str) -> dict[str, Any]:
         state = {
@@ -622,11 +639,8 @@ class Trainer:
 
     # --- the end
 
-    def _check_best(self) -> None:
-        """That best.pt, where it will be exported, is there and is what last.pt takes it for.
-
-        Also gives trainings that began when the best of a cohort was exported the student's best epoch so far.
-        """
+    def _settle_best(self) -> None:
+        """For trainings that began when the best of a cohort was exported: the student's best epoch so far."""
         best, recipe = self.best, self.recipe
         if best and recipe.export_network == "student" and best["network"] != "student":
             if recipe.export == "best":
@@ -638,30 +652,23 @@ class Trainer:
             row = max(rows, key=lambda row: row["val/top1"])
             tops = {one: row["val/top1" if one == "student" else f"val/{one}/top1"] for one in self.networks}
             self.best = {"top1": row["val/top1"], "epoch": row["epoch"], "network": "student", "tops": tops}
-        if self.best and recipe.export == "best":
-            self._best_state()
 
-    def _best_state(self) -> dict[str, dict[str, Tensor]]:
+    def _read_best(self) -> dict[str, dict[str, Tensor]]:
         """The networks' weights in the best epoch: network -> state.
 
         Raises:
             UserError: best.pt is missing, damaged or of another training.
         """
-        path = self.folder / "best.pt"
-        remedy = "put back the one of this training, or start anew with --fresh"
-        try:
-            state = load_checkpoint(path)
-        except UserError as error:
-            raise UserError(f"export is best, but {path} cannot be read: {remedy} ({error})") from error
+        path, advice = self.folder / "best.pt", "put back the right one, or --fresh to start anew"
+        state = load_checkpoint(path, advice)
         if state is None:
-            raise UserError(f"export is best, but {path} is missing: {remedy}")
-        if state["fingerprint"] != self.fingerprint:
-            raise UserError(f"export is best, but {path} is of another training: {remedy}")
-        found, wanted = ((one["network"], one.get("epoch", self.best["epoch"])) for one in (state, self.best))
-        if found != wanted:
+            raise UserError(f"{path} is missing, and export: best asks for it: {advice}")
+        wanted = (self.fingerprint, self.best["network"], self.best["epoch"])
+        # Those of earlier versions name no epoch.
+        if (state["fingerprint"], state["network"], state.get("epoch", self.best["epoch"])) != wanted:
             raise UserError(
-                f"export is best, but {path} holds {found[0]} after epoch {found[1]}, and {wanted[0]} after epoch "
-                f"{wanted[1]} was the best: {remedy}"
+                f"{path} is of another training, or not of {wanted[1]} after epoch {wanted[2]}, which was the best: "
+                f"{advice}"
             )
         states = {state["network"]: state["state"], **state.get("others", {})}
         names = list(self.networks) if self.recipe.export_all else [self.best["network"]]
@@ -669,7 +676,7 @@ class Trainer:
             own = self.networks[name].state_dict()
             shapes = {key: value.shape for key, value in states.get(name, {}).items()}
             if shapes != {key: value.shape for key, value in own.items()}:
-                raise UserError(f"export is best, but {path} does not hold the weights of {name}: {remedy}")
+                raise UserError(f"{path} does not hold the weights of {name}: {advice}")
         return {name: states[name] for name in names}
 
     def _finish(self, epochs: int) -> dict[str, Any]:
@@ -681,7 +688,7 @@ class Trainer:
         }
         if self.recipe.export == "best":
             name, tops = self.best["network"], self.best["tops"]
-            for one, weights in self._best_state().items():
+            for one, weights in self._read_best().items():
                 self.networks[one].load_state_dict(weights)
             accuracy = {"top1": self.best["top1"]}
         result: dict[str, Any] = {
@@ -704,7 +711,8 @@ class Trainer:
                 for one, about in result.get("networks", {name: {}}).items():
                     self._export(self.folder / PEERS / one, one, {"network": one, **about})
             self._export(self.folder, name, result)
-            write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
+            with writing(self.folder / "result.json"):
+                write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
         if len(tops) > 1 or any(term.exports for _, _, term in self.terms):
             better = max(tops, key=lambda one: tops[one])
             more = f"; {better} reached {tops[better]:.2f} % (export_network=best exports it)"
@@ -737,6 +745,20 @@ class Trainer:
             image_size=tuple(self.probe.image.shape[-2:]),
             extra={"recipe": json.loads(self.recipe.model_dump_json(exclude_none=True)), "result": result},
         )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str, display: Display) -> Iterator[None]:
+    """No other job is in ``folder`` meanwhile; ``name`` is what waits where one is, as the display tells."""
+
+    def waiting() -> None:
+        display.note(f"{name}: another job trains in {folder}; waiting for it")
+
+    def without(why: str) -> None:
+        display.note(f"no locks where the results go ({why}): train one job at a time into a folder", once=True)
+
+    with alone(folder, waiting, without):
+        yield
 
 
 def _leaving(stream: Stream) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 import kdstream
 from kdstream import recipe as settings
+from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
@@ -33,7 +34,7 @@ from kdstream.stream.language import parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.training.accelerator import settle
 from kdstream.training.chains import evaluation_chain, training_chain
-from kdstream.training.fit import PEERS, Trainer
+from kdstream.training.fit import KEPT, PEERS, Trainer, locked
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, need_weights
 from kdstream.training.progress import Display
@@ -43,11 +44,8 @@ from kdstream.training.stop import StopFlag
 
 MARK = "job.yaml"
 """The recipe, in the output folder; tells such a folder from any other."""
-WRITTEN = (
-    *(MARK, "report.html", "recipe.yaml", "metrics.jsonl", "speed.jsonl", "result.json"),
-    *("last.pt", "best.pt", "student.json", "student.safetensors", ".lock"),
-)
-"""The files of an output folder."""
+WRITTEN = (*KEPT, "report.html", MARK)
+"""The files of an output folder; the one that says whose it is goes last."""
 
 
 @dataclass
@@ -175,10 +173,15 @@ class Job:
             raise UserError(f"{folder} was not made by kdstream, --fresh will not delete it: choose another out=FOLDER")
         try:
             if self.fresh and folder.exists():
-                _forget(folder, self.recipe)
-            folder.mkdir(parents=True, exist_ok=True)
-            if not mark.exists():
-                mark.write_text(self.recipe.to_yaml())
+                for place in _places(folder, self.recipe):
+                    with locked(place, self.recipe.name, self.display):
+                        _forget(place)
+                    with contextlib.suppress(OSError):  # the user keeps something in it
+                        place.rmdir()
+            with locked(folder, self.recipe.name, self.display):
+                remove_parts(folder, WRITTEN)
+                if not mark.exists():
+                    write_atomic(mark, self.recipe.to_yaml().encode())
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror}): choose another out=FOLDER") from None
 
@@ -274,9 +277,10 @@ class Job:
             "versions": f"kdstream {kdstream.__version__}, torch {torch.__version__}, "
             f"accelerate {accelerate.__version__}, Python {platform.python_version()}",
         }
-        (folder / MARK).write_text(self.recipe.to_yaml())  # as it is now: it may have got another run
         path = folder / "report.html"
-        write_report(path, f"kdstream: {self.recipe.name}", records, taught, facts, self.recipe.to_yaml())
+        with writing(folder), locked(folder, self.recipe.name, self.display):
+            write_atomic(folder / MARK, self.recipe.to_yaml().encode())  # as it is now: it may have got another run
+            write_report(path, f"kdstream: {self.recipe.name}", records, taught, facts, self.recipe.to_yaml())
         rows = [_row(record.name, record.result) for record in ([taught] if taught else []) + records]
         self.display.table(self.recipe.name, rows)
         self.display.note(f"report: {path.resolve()}")
@@ -342,25 +346,29 @@ def _has_split(folder: Path, split: str) -> bool:
     return (folder / split).is_dir() or any(split in re.split(r"[-_.]", path.name) for path in folder.glob("*.tar"))
 
 
-def _forget(folder: Path, recipe: Recipe) -> None:
-    """Delete what kdstream wrote to an output folder, and nothing that somebody else keeps there."""
+def _places(folder: Path, recipe: Recipe) -> list[Path]:
+    """The folders of an output folder that exist: those of its runs, as they are and as they were, and itself."""
     names = set(recipe.runs)
     with contextlib.suppress(yaml.YAMLError, ValueError, TypeError):  # UserError is a ValueError
         names |= set(make_recipe(yaml.safe_load((folder / MARK).read_text(encoding="utf-8")), MARK).runs)
-    places = [folder / run_folder(name) for name in sorted(names)]
-    for place in [*places, folder]:
-        for name in WRITTEN:
-            (place / name).unlink(missing_ok=True)
-            (place / f"{name}.part").unlink(missing_ok=True)
-        peers = list(place.glob(f"{PEERS}/*/student.json"))
-        for peer in peers:
-            peer.unlink()
-            peer.with_suffix(".safetensors").unlink(missing_ok=True)
-        for event in place.glob("tensorboard/events.out.tfevents.*"):
-            event.unlink()
-        for empty in (*(peer.parent for peer in peers), place / PEERS, place / "tensorboard", place):
-            with contextlib.suppress(OSError):  # the user keeps something in it
-                empty.rmdir()
+    return [place for name in sorted(names) if (place := folder / run_folder(name)).is_dir()] + [folder]
+
+
+def _forget(place: Path) -> None:
+    """Delete what kdstream wrote to a folder, and nothing that somebody else keeps there."""
+    remove_parts(place, WRITTEN)
+    for name in WRITTEN:
+        (place / name).unlink(missing_ok=True)
+    peers = list(place.glob(f"{PEERS}/*/student.json"))
+    for peer in peers:
+        remove_parts(peer.parent, KEPT)
+        peer.unlink()
+        peer.with_suffix(".safetensors").unlink(missing_ok=True)
+    for event in place.glob("tensorboard/events.out.tfevents.*"):
+        event.unlink()
+    for empty in (*(peer.parent for peer in peers), place / PEERS, place / "tensorboard"):
+        with contextlib.suppress(OSError):  # the user keeps something in it
+            empty.rmdir()
 
 
 def _record(folder: Path, role: str = "student") -> RunRecord:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kdstream.errors import UserError
+from kdstream.atomic import reason, writing
+from kdstream.errors import DiskError, UserError
 
 METRICS_FILE = "metrics.jsonl"
 SPEED_FILE = "speed.jsonl"
@@ -21,7 +26,8 @@ class MetricsLog:
     """Appends the rows of a run to ``metrics.jsonl`` and ``speed.jsonl`` and shows both in TensorBoard.
 
     What is deterministic goes to ``metrics.jsonl``, what the clock decides goes to ``speed.jsonl``; so the former can
-    be compared byte for byte between runs. A row outlives the process as soon as ``write`` has returned.
+    be compared byte for byte between runs. A row outlives the process as soon as ``write`` has returned; one that the
+    disk has no room for is not there at all.
 
     Args:
         folder: the run's folder; made when missing.
@@ -31,17 +37,27 @@ class MetricsLog:
 
     Raises:
         UserError: ``position`` does not fit the files in the folder, or TensorBoard is wanted but not installed.
+        DiskError: here and in all methods: the disk is full or fails.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], position: Mapping[str, int] | None = None, tensorboard: bool = True
     ):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sizes = {name: _checked_size(self.folder / name, position) for name in (METRICS_FILE, SPEED_FILE)}
+        self._files: list[_Rows] = []
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sizes = {name: _checked_size(self.folder / name, position) for name in (METRICS_FILE, SPEED_FILE)}
         self._step = -1 if position is None else int(position.get("step", -1))
-        self._board = self._open_board(fresh=position is None) if tensorboard else None
-        self._metrics, self._speed = (_open_at(self.folder / name, size) for name, size in sizes.items())
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._drop)
+            for name, size in sizes.items():
+                self._files.append(_Rows(self.folder / name, size))
+            self._metrics, self._speed = self._files
+            self._board = self._open_board(fresh=position is None) if tensorboard else None
+            if self._board is not None:
+                self._files.append(self._board.file)
+            undo.pop_all()
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
         """Append one row of deterministic numbers.
@@ -66,20 +82,14 @@ class MetricsLog:
 
         Everything up to there has reached the disk when this returns.
         """
-        files = {METRICS_FILE: self._metrics, SPEED_FILE: self._speed}
-        for file in files.values():
-            os.fsync(file.fileno())
-        if self._board is not None:
-            self._board.flush()
-        return {**{name: os.fstat(file.fileno()).st_size for name, file in files.items()}, "step": self._step}
+        for file in self._files:
+            file.sync()
+        return {METRICS_FILE: self._metrics.size, SPEED_FILE: self._speed.size, "step": self._step}
 
     def close(self) -> None:
         """Close the files. May be called more than once."""
-        self._metrics.close()
-        self._speed.close()
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -87,31 +97,142 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self._drop()
 
-    def _append(self, file: Any, row: dict[str, Any], tags: Mapping[str, str]) -> None:
-        file.write(json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+    def _drop(self) -> None:
+        """Close what is open where something else has already gone wrong."""
+        for file in self._files:
+            with contextlib.suppress(DiskError):
+                file.close()
+
+    def _append(self, file: _Rows, row: dict[str, Any], tags: Mapping[str, str]) -> None:
+        file.append(json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         if isinstance(row.get("step"), int):
             self._step = row["step"]
         if self._board is None:
             return
         for name, value in row.items():
             if name not in ("epoch", "step") and isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(tags[name], value, max(self._step, 0))
+                self._board.add(tags[name], value, max(self._step, 0))
 
-    def _open_board(self, fresh: bool) -> Any:
+    def _open_board(self, fresh: bool) -> _Board:
+        folder = self.folder / TENSORBOARD_FOLDER
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("events.out.tfevents.*") if fresh else ():
+                old.unlink()
+        # What a killed run wrote after its last checkpoint is hidden.
+        return _Board(folder, None if fresh else self._step + 1)
+
+
+class _Rows:
+    """A file that grows by whole rows; unbuffered, so a killed process loses none.
+
+    Args:
+        path: made where it does not exist.
+        size: bytes that are kept of it.
+
+    Raises:
+        DiskError: here and in all methods: the disk is full or fails.
+    """
+
+    def __init__(self, path: Path, size: int):
+        self.path, self.size = path, size
+        with writing(path):
+            self._file = path.open("ab", buffering=0)
+            try:
+                self._file.truncate(size)
+            except OSError:
+                self._file.close()
+                raise
+        self._torn = False
+
+    def append(self, row: bytes) -> None:
+        """Write all of ``row``, or, where that fails or is interrupted, nothing of it."""
+        with writing(self.path):
+            try:
+                if self._torn:
+                    self._cut()
+                self._torn = True
+                left = memoryview(row)
+                while left:  # a disk that becomes full takes a part of it, without an error before the next attempt
+                    left = left[self._file.write(left) :]
+                self._torn = False
+                self.size += len(row)
+            except BaseException:
+                with contextlib.suppress(OSError):  # before the next row, then, or when the run continues
+                    self._cut()
+                raise
+
+    def sync(self) -> None:
+        """All rows reach the disk."""
+        with writing(self.path):
+            if self._torn:
+                self._cut()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """May be called more than once."""
+        with writing(self.path):
+            self._file.close()
+
+    def _cut(self) -> None:
+        self._file.truncate(self.size)
+        self._torn = False
+
+
+class _Board:
+    """Curves for TensorBoard, in an event file of its own.
+
+    Written here and now by TensorBoard's own record writer: its event writer leaves it to a thread, whose errors come
+    late, with a traceback, or not at all.
+
+    Args:
+        folder: of the event files.
+        purge_step: what the folder's files tell of this step and later ones is hidden. None: there are none.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+        DiskError: the disk is full or fails.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None):
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
             raise UserError(
                 f"TensorBoard cannot be imported ({error}): pip install tensorboard, or switch it off in the recipe"
             ) from error
-        folder = self.folder / TENSORBOARD_FOLDER
-        if fresh:
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
-        # purge_step hides what a killed run wrote after its last checkpoint.
-        return SummaryWriter(str(folder), purge_step=None if fresh else self._step + 1)
+        self._event, self._summary = Event, Summary
+        # Files are read in the order of their names: a later one must have a later time, even if the clock went back.
+        with writing(folder):
+            times = [int(found[1]) for path in folder.iterdir() if (found := re.search(r"tfevents\.(\d+)", path.name))]
+        stamp = max([int(time.time()), *(earlier + 1 for earlier in times)])
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self.file = _Rows(folder / name, 0)
+        self._records = RecordWriter(_WholeRecords(self.file))
+        self._write(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """One point of a curve."""
+        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=tag, simple_value=value)]))
+
+    def _write(self, **event: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **event).SerializeToString())
+
+
+class _WholeRecords:
+    """What TensorBoard's record writer, which writes each record in one piece, takes for a file."""
+
+    def __init__(self, rows: _Rows):
+        self.write = rows.append
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -132,9 +253,12 @@ def read_speed(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
+    try:
+        *lines, tail = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    *lines, tail = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     rows = []
     for number, line in enumerate([*lines, tail], start=1):
         try:
@@ -183,10 +307,3 @@ def _checked_size(path: Path, position: Mapping[str, int] | None) -> int:
             "or remove the run's folder to start anew"
         )
     return size
-
-
-def _open_at(path: Path, size: int) -> Any:
-    """``path``, cut to ``size`` bytes and open for appending; unbuffered, so a killed process loses no row."""
-    file = path.open("ab", buffering=0)
-    file.truncate(size)
-    return file

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import os
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from kdstream.terminal import visible
 
 Losses = Mapping[str, float] | Callable[[], Mapping[str, float]]
 
@@ -31,7 +35,8 @@ class Display:
 
     On a terminal: live bars (run, epoch, other tasks) and a line of losses, which never grow wider than the terminal,
     and at most about twenty lasting lines per run above them. Elsewhere: plain text, one line per epoch.
-    Text that comes from the caller is shown as it is: no markup, no control characters.
+    Text that comes from the caller is shown as it is: no markup, no control characters. Where nothing can be written
+    any more (the terminal was closed, the disk of the log file is full), the work goes on unseen.
 
     Args:
         console: where to write; None is standard output.
@@ -42,13 +47,14 @@ class Display:
     def __init__(
         self, console: Console | None = None, enabled: bool = True, clock: Callable[[], float] = time.monotonic
     ):
-        self.console = console if console is not None else Console()
+        self.console = console if console is not None else _Console()
         self.enabled = enabled
         self._live_wanted = enabled and self.console.is_terminal and not self.console.is_dumb_terminal
         self._clock = clock
         self._live: Live | None = None
         self._run: _Run | None = None
         self._tasks: list[Task] = []
+        self._said: set[str] = set()
         self._due = math.inf
 
     def __enter__(self) -> Display:
@@ -67,9 +73,11 @@ class Display:
         """A heading: what begins now."""
         self._print_wrapping(text, "bold")
 
-    def note(self, text: str) -> None:
-        """A line of information."""
-        self._print_wrapping(text, "dim")
+    def note(self, text: str, once: bool = False) -> None:
+        """A line of information; with ``once`` only the first time."""
+        if not (once and text in self._said):
+            self._said.add(text)
+            self._print_wrapping(text, "dim")
 
     def error(self, line: str) -> None:
         """What went wrong, in one line."""
@@ -98,8 +106,9 @@ class Display:
         console = self.console
         if not console.is_terminal:  # a file has no width: the table is as wide as it needs to be
             needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
-            console = Console(file=console.file, width=max(needed, console.width))
-        console.print(table)
+            console = _Console(file=console.file, width=max(needed, console.width))
+        with self._unseen():
+            console.print(table)
 
     # --- a run
 
@@ -126,6 +135,8 @@ class Display:
         if self._run is None or self._run.name != str(name):
             self.start_run(name, epochs)
         run = self._run
+        if run is None:
+            return
         run.start_epoch(phase, epoch, epochs, steps, first_step, self._clock())
         self._due = self._clock() + (REFRESH_SECONDS if self._live_wanted else HEARTBEAT_SECONDS)
         self._show()
@@ -208,15 +219,28 @@ class Display:
         if not self._live_wanted:
             return
         busy = self._run is not None or bool(self._tasks)
-        if self._live is None and busy:
-            # No thread of its own: it would compete with the training loop and make forks of readers unsafe.
-            self._live = Live(console=self.console, auto_refresh=False, transient=True, get_renderable=self._bars)
-            self._live.start()
-        if self._live is not None and busy:
-            self._live.refresh()
-        elif self._live is not None:
-            self._live.stop()
-            self._live = None
+        with self._unseen():
+            if self._live is None and busy:
+                # No thread of its own: it would compete with the training loop and make forks of readers unsafe.
+                self._live = Live(console=self.console, auto_refresh=False, transient=True, get_renderable=self._bars)
+                self._live.start()
+            if self._live is not None and busy:
+                self._live.refresh()
+            elif self._live is not None:
+                self._live.stop()
+                self._live = None
+
+    @contextlib.contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Nothing more is shown after an error of the terminal, or of the file that takes its place."""
+        try:
+            yield
+        except OSError:
+            self.enabled = self._live_wanted = False
+            live, self._live, self._run = self._live, None, None
+            if live is not None:
+                with contextlib.suppress(OSError):
+                    live.stop()
 
     def _bars(self) -> RenderableType:
         return _Bars(self._run, self._tasks, self._clock(), self._text)
@@ -224,22 +248,32 @@ class Display:
     def _print_wrapping(self, text: str, style: str) -> None:
         # The terminal wraps, not rich: a path stays in one piece when it is copied, and a log file has no width.
         if self.enabled:
-            self.console.print(self._text(text, style), soft_wrap=True)
+            with self._unseen():
+                self.console.print(self._text(text, style), soft_wrap=True)
 
     def _print_line(self, pieces: list[_Piece]) -> None:
-        if self._live_wanted:
-            width = self.console.width
-            name = _cut(self._text(pieces[0].text), max(width // 4, 8))  # a long name must not oust the numbers
-            line = _join(_fit([pieces[0]._replace(text=name.plain), *pieces[1:]], width), self._text)
-            self.console.print(_cut(line, width), no_wrap=True)
-        else:
-            self.console.print(_join(pieces, self._text), soft_wrap=True)
+        if not self.enabled:
+            return
+        with self._unseen():
+            if self._live_wanted:
+                width = self.console.width
+                name = _cut(self._text(pieces[0].text), max(width // 4, 8))  # a long name must not oust the numbers
+                line = _join(_fit([pieces[0]._replace(text=name.plain), *pieces[1:]], width), self._text)
+                self.console.print(_cut(line, width), no_wrap=True)
+            else:
+                self.console.print(_join(pieces, self._text), soft_wrap=True)
 
     def _text(self, text: str, style: str = "") -> Text:
         """``text`` as the console can show it: without control characters, in its encoding."""
-        clean = "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in str(text))
         encoding = self.console.encoding
-        return Text(clean.encode(encoding, "replace").decode(encoding), style=style)
+        return Text(visible(text).encode(encoding, "replace").decode(encoding), style=style)
+
+
+class _Console(Console):
+    """One that reports a closed pipe as an error like others; rich's ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Task:

@@ -13,7 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from kdstream.atomic import write_atomic
+from kdstream.atomic import write_atomic, writing
+from kdstream.terminal import visible
 from kdstream.training.progress import best_index, format_column, format_number, format_seconds
 
 
@@ -63,11 +64,15 @@ def write_report(
 
     Returns:
         The path of the written file.
+
+    Raises:
+        DiskError: it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     page = _page(title, list(runs), teacher, facts or {}, recipe_text)
-    write_atomic(path, page.encode("utf-8", "replace"))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, page.encode("utf-8", "replace"))
     return path
 
 
@@ -526,7 +531,7 @@ def _colour(number: int | None) -> str:
 
 
 def _html(text: Any) -> str:
-    return escape(str(text), quote=True)
+    return escape(visible(text, keep="\n"), quote=True)
 
 
 def _section(heading: str, *parts: str, open_: bool | None = None) -> str:

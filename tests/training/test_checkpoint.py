@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdstream.errors import UserError
+from kdstream.training import checkpoint
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {
@@ -111,27 +112,87 @@ def stored(tmp_path_factory):
     return path.read_bytes()
 
 
+def refusal(path, content):
+    """The line by which damaged content is refused; None where it is read as what was written."""
+    path.write_bytes(content)
+    try:
+        state = load_checkpoint(path)
+    except UserError as error:
+        line = str(error)
+    else:
+        line = None
+    if line is not None:
+        assert str(path) in line
+        assert line.endswith("delete it to start anew")
+        assert "\n" not in line
+        return line
+    assert state.keys() == STATE.keys()
+    assert all(state["weights"][name].equal(value) for name, value in STATE["weights"].items())
+    assert (state["numbers"], state["text"]) == (STATE["numbers"], STATE["text"])
+    return None
+
+
+def flipped(content, at, mask):
+    return content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :]
+
+
 @given(data=st.data())
-def test_damaged_bytes_are_an_error_of_one_line(stored, tmp_path_factory, data):
-    cut = data.draw(st.integers(0, len(stored) - 1), "cut")
+def test_a_flipped_bit_or_a_missing_end_is_found(stored, tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "damaged.pt"
     at = data.draw(st.integers(0, len(stored) - 1), "flip at")
-    for name, content in (
-        ("cut", stored[:cut]),
-        ("flip", stored[:at] + bytes([stored[at] ^ data.draw(st.integers(1, 255), "by")]) + stored[at + 1 :]),
-    ):
-        path = tmp_path_factory.getbasetemp() / f"{name}.pt"
-        path.write_bytes(content)
-        message = ""
-        try:
-            state = load_checkpoint(path)
-        except UserError as error:
-            message = str(error)
-        if message:
-            assert str(path) in message
-            assert "\n" not in message
-        else:
-            assert name == "flip", "a truncated file was taken for a checkpoint"
-            assert "fingerprint" in state
+    assert refusal(path, flipped(stored, at, 1 << data.draw(st.integers(0, 7), "bit")))
+    assert refusal(path, stored[: data.draw(st.integers(0, len(stored) - 1), "cut")])
+    assert refusal(path, stored + data.draw(st.binary(min_size=1, max_size=200), "added"))
+
+
+def test_every_byte_of_the_checksum_itself_counts(stored, tmp_path):
+    assert refusal(tmp_path / "c.pt", stored) is None
+    said = [refusal(tmp_path / "c.pt", flipped(stored, at, 1)) for at in range(len(stored) - 90, len(stored))]
+    assert all(said)
+    assert any("checksum, at its end, is missing" in line for line in said)
+
+
+@given(data=st.data())
+def test_a_checkpoint_of_a_version_without_checksums_is_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "old.pt"
+    torch.save(STATE, path)
+    content = path.read_bytes()
+    assert refusal(path, content) is None
+    at = data.draw(st.integers(0, len(content) - 1), "flip at")
+    refusal(path, flipped(content, at, 1 << data.draw(st.integers(0, 7), "bit")))  # other values would be a failure
+
+
+def test_a_checkpoint_is_summed_as_it_is_written(tmp_path, monkeypatch):
+    """Neither held in memory a second time nor read again: the largest piece is the largest tensor."""
+    state = {"fingerprint": "f", "weights": {str(i): torch.zeros(1000) for i in range(50)}}
+    pieces = []
+    monkeypatch.setattr(checkpoint._Summing, "write", lambda self, data: pieces.append(len(data)) or write(self, data))
+    save_checkpoint(state, tmp_path / "c.pt")
+    assert sum(pieces) > 200_000
+    assert max(pieces) < 10_000
+
+
+write = checkpoint._Summing.write
+
+
+def test_an_interrupt_while_it_is_written_leaves_the_older_state(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint({"fingerprint": "old"}, path)
+
+    def interrupt(self, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint._Summing, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({"fingerprint": "new"}, path)
+    assert load_checkpoint(path)["fingerprint"] == "old"
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_what_to_do_may_be_another_thing(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"put it back$"):
+        load_checkpoint(tmp_path / "best.pt", "put it back")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02."])

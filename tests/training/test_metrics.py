@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdstream.errors import UserError
+from kdstream.errors import DiskError, UserError
+from kdstream.training import metrics
 from kdstream.training.metrics import MetricsLog, read_metrics, read_speed
 
 
@@ -184,3 +189,138 @@ def test_tensorboard_is_imported_only_when_used(tmp_path):
         "sys.exit('torch.utils.tensorboard' in sys.modules or 'tensorboard' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+
+
+# --- a disk without room
+
+
+class Disk(io.FileIO):
+    """A file on a disk with room for so many more bytes; ``None``: enough."""
+
+    room: int | None = None
+    stuck = False
+
+    def write(self, data):
+        if Disk.room is None:
+            return super().write(data)
+        if not Disk.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count = super().write(memoryview(data)[: Disk.room])
+        Disk.room -= count
+        return count
+
+    def truncate(self, size=None):
+        if Disk.stuck:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().truncate(size)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Rows go to such a disk."""
+    monkeypatch.setattr(Disk, "room", None)
+    monkeypatch.setattr(Disk, "stuck", False)
+    plain = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda *given, **more: Disk(given[0], "ab") if "ab" in given else plain(*given, **more)
+    )
+    return Disk
+
+
+def append(log, kind, epoch):
+    log.write("epoch", epoch_row(epoch)) if kind == "metrics.jsonl" else log.write_speed(
+        {"epoch": epoch, "seconds": 1.5}
+    )
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "speed.jsonl"])
+@pytest.mark.parametrize("room", [0, 1, 20])
+def test_a_row_is_written_whole_or_not_at_all(disk, tmp_path, name, room, stuck):
+    """``stuck``: the part that was written cannot be cut off at once either."""
+    folder = tmp_path
+    log = MetricsLog(folder, tensorboard=False)
+    for epoch in range(2):
+        append(log, name, epoch)
+    whole = (folder / name).read_bytes()
+    before = log.position
+    disk.room, disk.stuck = room, stuck
+    with pytest.raises(DiskError, match=rf"cannot write .*{name}: No space left on device; make room, then") as error:
+        append(log, name, 2)
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, UserError)
+    assert error.value.errno == errno.ENOSPC
+    disk.room = disk.stuck = None
+    assert log.position == before, "it does not point into a row"
+    assert (folder / name).read_bytes() == whole
+    append(log, name, 3)
+    rows = [row["epoch"] for row in (read_metrics if name == "metrics.jsonl" else read_speed)(folder)]
+    assert rows == [0, 1, 3]
+    log.close()
+    MetricsLog(folder, before, tensorboard=False).close()
+    assert (folder / name).read_bytes() == whole
+
+
+def test_a_row_that_is_written_in_parts_is_whole(monkeypatch, disk, tmp_path):
+    monkeypatch.setattr(Disk, "write", lambda self, data: io.FileIO.write(self, memoryview(data)[:7]))
+    write_epochs(tmp_path, range(3))
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 1, 2]
+
+
+def test_an_interrupt_within_a_row_leaves_none_of_it(monkeypatch, disk, tmp_path):
+    def interrupt(self, data):
+        io.FileIO.write(self, memoryview(data)[:7])
+        raise KeyboardInterrupt
+
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        append(log, "metrics.jsonl", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Disk, "write", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                append(log, "metrics.jsonl", 1)
+        append(log, "metrics.jsonl", 2)
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 2]
+
+
+def test_curves_without_room_are_an_error_at_once_and_leave_whole_records(disk, tmp_path):
+    """TensorBoard's own writer would tell a thread, which nobody asks."""
+    log = MetricsLog(tmp_path)
+    log.write("epoch", {"step": 1, "loss": 1.0})
+    disk.room = len('{"kind": "epoch", "step": 2, "loss": 2.0}\n') + 10
+    with pytest.raises(DiskError, match=r"cannot write .*tfevents.*: No space left on device"):
+        log.write("epoch", {"step": 2, "loss": 2.0})
+    disk.room = None
+    log.write("epoch", {"step": 3, "loss": 3.0})
+    log.close()
+    assert board(tmp_path) == {"loss/total": [(1, 1.0), (3, 3.0)]}
+
+
+def test_a_clock_that_goes_back_does_not_mix_up_the_curves(monkeypatch, tmp_path):
+    position, seconds = None, 2_000_000_000
+    for step in (1, 2, 3):
+        monkeypatch.setattr(metrics.time, "time", lambda now=float(seconds): now)
+        with MetricsLog(tmp_path, position) as log:
+            log.write("epoch", {"step": step, "loss": float(step)})
+            position = log.position
+            log.write("epoch", {"step": step + 1, "loss": 99.0})  # lost
+        seconds -= 1000
+    names = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert [int(name.split(".")[3]) for name in names] == [2_000_000_000, 2_000_000_001, 2_000_000_002]
+    assert board(tmp_path)["loss/total"][:3] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match=r"cannot write .*file.below: Not a directory") as error:
+        MetricsLog(tmp_path / "file" / "below")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_real_full_device(tmp_path):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        (tmp_path / "speed.jsonl").unlink()
+        (tmp_path / "speed.jsonl").symlink_to("/dev/full")
+        log._speed._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+        with pytest.raises(DiskError, match=r"speed\.jsonl: No space left on device"):
+            log.write_speed({"seconds": 1.0})
