@@ -165,12 +165,14 @@ class Recipe(Part):
         loss: term -> weight, or -> {weight: ..., settings}.
         epochs, batch_size, seed: batch_size counts all processes together.
         accumulate: batches whose gradients are added up before each step of the optimizer.
-        precision: "no" (float32), "bf16" or "fp16".
+        precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
+            --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.
         channels_last: keep images and weights in that memory format, which suits GPUs; None = on GPUs.
         compile: torch.compile for the teacher's forward pass.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
-            validation accuracy (which then is no longer an unbiased estimate). Where several networks are trained, as
-            in mutual learning, that of the most accurate among them.
+            validation accuracy (which then is no longer an unbiased estimate).
+        export_network: where several networks are trained, as in mutual learning, which of them is exported: the
+            "student" that the recipe asks for, or the "best" of all by validation accuracy, whatever its architecture.
         export_all: of several networks, write every one, to peers/NAME in the run's folder ("best": as they were in
             the epoch of the best).
         runs: several students from one teacher: name -> settings that replace the recipe's.
@@ -196,13 +198,15 @@ class Recipe(Part):
     seed: int = 0
     accumulate: Positive = 1
     precision: Annotated[
-        Literal["no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)  # YAML reads `no` as False
-    ] = "no"
+        Literal["no", "bf16", "fp16"] | None,
+        BeforeValidator(lambda v: "no" if v is False else v),  # YAML reads `no` as False
+    ] = None
     channels_last: bool | None = None
     compile: bool = False
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"
+    export_network: Literal["student", "best"] = "student"
     export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
     out: str | None = None
@@ -216,10 +220,13 @@ class Recipe(Part):
 
         Of the address of weights it takes what :func:`kdstream.addresses.public` leaves, so that a new token makes no
         other training: a teacher's weights are known by their own hash; for a student's, which are not, its query
-        counts too.
+        counts too. An open precision counts as "no"; :func:`kdstream.training.accelerator.settle` puts the launcher's
+        in its place.
         """
         free = {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
-        deciding = self.model_dump(mode="json", exclude=free)
+        deciding = self.model_dump(mode="json", exclude=free) | {"precision": self.precision or "no"}
+        if self.export_network == "student":  # a setting that did not always exist: it changes no older fingerprint
+            del deciding["export_network"]
         for role in ("teacher", "student"):
             if is_url(weights := (deciding[role] or {}).get("weights")):
                 deciding[role]["weights"] = public(weights)

@@ -8,6 +8,9 @@ if __name__ == "__main__":
     # root takes its place, and the working folder follows, so that recipes find the user's own modules.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path.insert(1, os.getcwd())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Before torch is imported: its C++ code advises every process against find_unused_parameters, which stays.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kdstream.command import quiet_imports
     from kdstream.training.stop import end_with_launcher
 
@@ -17,19 +20,17 @@ if __name__ == "__main__":
 import argparse
 import re
 import signal
-from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 import torch.distributed
-from accelerate import Accelerator, InitProcessGroupKwargs
 
 from kdstream.atomic import advice, reason
 from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.recipe import is_file, load_recipe
 from kdstream.terminal import say_error
+from kdstream.training.accelerator import make_accelerator
 from kdstream.training.job import Job
 from kdstream.training.progress import Display
 from kdstream.training.stop import Stopped, interruptible
@@ -52,30 +53,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if "=" in chosen.recipe and not is_file(Path(chosen.recipe)):
         chosen.recipe, chosen.overrides = "quickstart", [chosen.recipe, *chosen.overrides]
     return chosen
-
-
-def make_accelerator(cpu: bool, precision: str) -> Accelerator:
-    """This process's place among those that the launcher started, its device and its precision.
-
-    Raises:
-        UserError: a precision that the device does not have; processes that do not know of each other.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    # Accelerate joins processes without an accelerator only where the CPU is asked for; it leaves them strangers, each
-    # of which takes itself for the first, otherwise.
-    cpu = cpu or (world > 1 and not torch.accelerator.is_available())
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # the first process may be making shards
-    try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
-    except ValueError as error:
-        place = f"one of {world} processes" if world > 1 else "this device"
-        raise UserError(f"Accelerate cannot start with precision={precision} on {place}: {error}") from None
-    if accelerator.num_processes < world:
-        raise UserError(
-            f"{world} processes were launched, Accelerate joins {accelerator.num_processes}: launch them with "
-            "`torchrun --nproc-per-node N`, or with one process for each accelerator"
-        )
-    return accelerator
 
 
 def lost(error: RuntimeError) -> bool:

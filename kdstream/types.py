@@ -98,3 +98,8 @@ class Batch:
         if variants is not None:
             variants = torch.stack([fn(variants[:, v]) for v in range(variants.shape[1])], dim=1)
         return replace(self, image=fn(self.image), variants=variants)
+
+
+def logits_of(answer: Any) -> Any:
+    """The logits [N,C] of what a network answers: that itself, or its ``logits`` (transformers, auxiliary heads)."""
+    return getattr(answer, "logits", answer)

@@ -285,8 +285,19 @@ DECIDING = {
     "optimizer": {"lr": 9},
     "schedule": {"warmup": 9},
     "export": "best",
+    "export_network": "best",
     "export_all": True,
 }
+
+
+def test_fingerprints_are_those_of_the_versions_before():
+    """Settings that came later change none at their defaults; what was trained before is found again."""
+    base = {"data": {"path": "x"}, "student": "resnet8"}
+    expected = {"no": "cd2d39e96d7009a0", "bf16": "f5fd49e808a98769"}
+    assert {one: make_recipe({**base, "precision": one}, "t").fingerprint() for one in expected} == expected
+    assert make_recipe(base, "t").fingerprint() == expected["no"]
+    cohort = make_recipe({**base, "loss": {"dml": {}}, "export_all": True, "epochs": 3}, "t")
+    assert cohort.fingerprint() == "602d33c3f3867a2b"
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_the_result():
@@ -305,7 +316,7 @@ settings = st.fixed_dictionaries(
         "teacher": st.fixed_dictionaries({"model": names}, optional={"mean": st.tuples(*[st.floats(0, 1)] * 3)}),
         "loss": st.dictionaries(names, numbers | st.none() | st.dictionaries(names, numbers, max_size=2), min_size=1),
         "epochs": st.integers(1, 300),
-        "precision": st.sampled_from(["no", "bf16", "fp16"]),
+        "precision": st.sampled_from([None, "no", "bf16", "fp16"]),
         "optimizer": st.fixed_dictionaries({"lr": st.floats(1e-6, 10), "clip": st.none() | st.floats(0.1, 9)}),
         "schedule": st.fixed_dictionaries({"milestones": st.lists(st.integers(1, 99), max_size=3)}),
         "runs": st.dictionaries(names, st.fixed_dictionaries({"loss": st.dictionaries(names, numbers, min_size=1)})),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdstream.errors import UserError
-from kdstream.types import Outputs
+from kdstream.types import Outputs, logits_of
 
 _INPUT = ":input"
 
@@ -177,7 +177,7 @@ def _check(module: nn.Module, name: str, path: str) -> None:
 
 
 def _logits(answer: Any, module: nn.Module) -> Tensor:
-    logits = getattr(answer, "logits", answer)  # auxiliary heads answer with a named tuple
+    logits = logits_of(answer)
     if not isinstance(logits, Tensor):
         raise UserError(f"{_name(module)} answers with {type(answer).__name__}, not with a tensor of logits")
     return logits

@@ -242,6 +242,8 @@ class JointTerm(ReusedClassifier):
 
     student_taps = ("connector",)
 
+    exports = "the teacher's classifier in place of its own"
+
     def adapt(
         self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
     ) -> nn.Module:

@@ -13,7 +13,7 @@ from kdstream.objectives.checks import is_composed, number, sequence, whole
 from kdstream.objectives.kd import softened_kl
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
+from kdstream.types import Batch, Outputs, logits_of
 
 
 def mutual_kl(logits: Sequence[Tensor], temperature: float) -> list[Tensor]:
@@ -42,12 +42,12 @@ class DeepMutualLearning(Term):
     .. math:: \sum_{i=1}^{K} \big(\lambda \, \mathrm{CE}(z_i, y) + T^2 k_i\big)
 
     k_i is :func:`mutual_kl`. All networks learn in the same step (the authors' alternate). A complete loss: the recipe
-    needs no ``ce`` beside it. Every network is evaluated; the best is exported, or all of them (the recipe's
-    ``export_all``).
+    needs no ``ce`` beside it. Every network is evaluated; the student is exported, or the best of all (the recipe's
+    ``export_network: best``), or all of them (``export_all``).
 
     Source: Zhang et al. 2018 (arXiv:1706.00384), sections 3.2 and 3.4 (the mean over the other networks of a larger
     cohort; the authors' code adds them up). Sarfraz et al., "Knowledge Distillation Beyond Model Compression", Table I:
-    T = 4, a cohort of 2 of one architecture, the best student counts.
+    T = 4, a cohort of 2 of one architecture, the best student counts (``export_network: best``).
 
     Args:
         peers: how many networks of the student's architecture learn beside it, >= 1; or a list of architectures, each
@@ -92,7 +92,7 @@ class DeepMutualLearning(Term):
         return {f"peer{i}": network for i, network in enumerate(self.cohort, 1)}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        logits = [student.logits, *(peer(batch.image) for peer in self.cohort)]
+        logits = [student.logits, *(logits_of(peer(batch.image)) for peer in self.cohort)]
         loss = self.temperature**2 * sum(mutual_kl(logits, self.temperature))
         if self.labels:
             loss = loss + self.labels * sum(F.cross_entropy(at_least_float32(z), batch.label) for z in logits)

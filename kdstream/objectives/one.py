@@ -57,8 +57,8 @@ class OnTheFlyNativeEnsemble(Term):
     Args:
         branches: how many, >= 2.
         temperature: T > 0.
-        export: "branch" = the student as the recipe names it, with the first branch; "ensemble" = all branches and the
-            gate. This is also what evaluation measures.
+        export: "branch" = the student that the recipe asks for, with the first branch; "ensemble" = all branches and
+            the gate, a larger network. This is also what evaluation measures.
         ramp: E, epochs over which the divergence gains its weight; null: 4/15 of the main phase (80 of 300 epochs, as
             in the authors' code); 0: r = 1.
         labels: lambda >= 0.
@@ -89,6 +89,7 @@ class OnTheFlyNativeEnsemble(Term):
         self.labels = number("one", "labels", labels, at_least=0)
         self.eps = number("one", "eps", eps, at_least=0)
         self.gain = 1.0
+        self.exports = f"{'all' if export == 'ensemble' else 'the first of'} its {self.branches} branches"
 
     def adapt(
         self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]

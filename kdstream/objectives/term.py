@@ -30,6 +30,8 @@ class Task:
         labels: int64 [num_samples], the class of every training sample by index; None when unknown.
         build: :func:`kdstream.models.build`, for terms that bring networks of their own.
         mean, std: by channel, in [0,1], what the images were standardised with; None when unknown.
+        smallest_batch: fewest samples that a process sees in one forward pass of the training: its slice of the
+            smallest batch, where no stage drops samples. The default stands for "enough".
 
     Keep the task itself (``self.task = task``) rather than its networks: a network assigned to a term becomes a part
     of it, with its parameters.
@@ -46,6 +48,7 @@ class Task:
     build: Callable[..., nn.Module] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    smallest_batch: int = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class Term(nn.Module):
     """False for terms of labels alone (cross-entropy and the like)."""
     in_main: bool = True
     """False: the term acts in its phases only and contributes nothing to the main phase."""
+    exports: str = ""
+    """In words, for display and ``result.json``: what of the student is exported, where that is not all of it, or more
+    than the recipe names."""
     builds: Sequence[Mapping[str, Any]] = ()
     """Keyword arguments of ``build`` (without ``num_classes``) for the networks that ``setup`` will build, so that a
     wrong name is found before any work begins."""
@@ -143,6 +149,7 @@ class Term(nn.Module):
     def peers(self) -> dict[str, nn.Module]:
         """Further networks that this term trains and that may be deployed (mutual learning): name -> plain network.
 
-        They are submodules of the term; each is evaluated beside the student, and the best of all is exported.
+        They are submodules of the term; each is evaluated beside the student, which is what is exported unless the
+        recipe says ``export_network: best`` or ``export_all``.
         """
         return {}

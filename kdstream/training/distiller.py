@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Distiller(nn.Module):
         self._names = [(name, weight) for name, weight, _ in terms]
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.stage = self.stages()[-1]
+        self.reached: set[str] = set()
         # The name under which DistributedDataParallel looks for what it need not send.
         self._ddp_params_and_buffers_to_ignore = [
             f"terms.{number}.{name}"
@@ -96,6 +97,10 @@ class Distiller(nn.Module):
             (weight * value for (_, weight, _), value in zip(self.stage.losses, values, strict=True)),
             start=torch.zeros((), device=student.logits.device),
         )
+        if torch.is_grad_enabled() and not total.requires_grad:
+            # A batch with nothing to learn from (none of the samples that a term wants): a step like any other.
+            trained = next((parameter for parameter in self.parameters() if parameter.requires_grad), None)
+            total = total if trained is None else _Unreached.apply(total, trained)
         return total, torch.stack([value.detach().float() for value in values]), student.logits.detach()
 
     def begin(self, stage: Stage, probe: Batch) -> list[nn.Parameter]:
@@ -103,34 +108,77 @@ class Distiller(nn.Module):
 
         Args:
             stage: one of :meth:`stages`.
-            probe: a small batch; one forward and backward pass over it finds the parameters that the stage's loss
-                reaches. Buffers and random state are left as they were.
+            probe: a small batch, for :meth:`look`.
 
         Returns:
-            The parameters to optimise; all others are frozen (no weight decay creeps into layers above a hint, and
-            every process knows which gradients to wait for), and so are those that were when the distiller was made.
+            The parameters to optimise: all that the stage may train. Frozen are the others, and those that were when
+            the distiller was made. What the stage's loss reaches is for every batch to say (layers above a hint are
+            reached by none, a layer that is skipped at random by some): the rest gets no gradient (None, not zero), and
+            torch's optimizers leave alone what has none.
         """
-        self.stage = stage
+        self.stage, self.reached = stage, set()
         self.requires_grad_(False)
         if stage.trains == "nothing":
             return []
-        reachable = [
-            parameter
-            for name, parameter in self.named_parameters()
-            if name not in self._frozen and (stage.trains == "student" or name.startswith("terms."))
-        ]
-        for parameter in reachable:
-            parameter.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(
+                name not in self._frozen and (stage.trains == "student" or name.startswith("terms."))
+            )
+        self.look(probe)
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def look(self, batch: Batch) -> None:
+        """Add to ``reached`` the names of the parameters that the stage's loss of ``batch`` reaches.
+
+        One batch shows what is reached, not what is unreachable. Gradients, buffers and random state are left as they
+        were.
+        """
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.train()
-        with torch.random.fork_rng([probe.image.device] if probe.image.is_cuda else []):
-            loss, _, _ = self(probe)
-            if loss.requires_grad:
-                loss.backward()
+        with torch.random.fork_rng([batch.image.device] if batch.image.is_cuda else []):
+            self(batch)[0].backward()
         for name, buffer in self.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
-        for parameter in reachable:
-            parameter.requires_grad_(parameter.grad is not None)
-            parameter.grad = None
-        return [parameter for parameter in reachable if parameter.requires_grad]
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                self.reached.add(name)
+                parameter.grad = None
+
+    def frozen(self) -> list[str]:
+        """What the current stage does not train, by the names of the largest modules of which it trains nothing."""
+        return self._places({name for name, parameter in self.named_parameters() if not parameter.requires_grad})
+
+    def unreached(self) -> list[str]:
+        """What the current stage may train and no loss has reached yet, named in the same way."""
+        may = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return self._places(may - self.reached)
+
+    def _places(self, chosen: Collection[str]) -> list[str]:
+        others = [f"{name}." for name, _ in self.named_parameters() if name not in chosen]
+        places: dict[str, None] = {}
+        for name in (name for name, _ in self.named_parameters() if name in chosen):
+            parts = name.split(".")
+            ends = range(1 if parts[0] == "student" else 2, len(parts) + 1)
+            prefixes = [".".join(parts[:end]) for end in ends]
+            places[next(one for one in prefixes if not any(other.startswith(f"{one}.") for other in others))] = None
+        return [self._said(place) for place in places]
+
+    def _said(self, place: str) -> str:
+        """A place as a recipe would: "student.layer3" for student.module.layer3, "crd.embed_s" for terms.1.embed_s."""
+        owner, *rest = place.split(".")
+        if owner == "student":
+            return ".".join([owner, *(rest[1:] if rest[:1] == ["module"] else rest)])
+        return ".".join([self._names[int(rest[0])][0], *rest[1:]])
+
+
+class _Unreached(torch.autograd.Function):
+    """A loss that depends on nothing, as a loss that can be differentiated: by it, no parameter gets a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, parameter: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        return None, None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from kdstream.errors import UserError
+from kdstream.models.taps import Tapped
 from kdstream.stream.stream import Stream
+from kdstream.types import Batch
 
 
 @torch.no_grad()
@@ -17,24 +20,42 @@ def evaluate(
     """Evaluate.
 
     Args:
-        network: images float [N,3,H,W] -> logits [N,C].
+        network: images float [N,3,H,W] -> logits [N,C], or an object that has ``logits``.
         stream: of evaluation (``train=False``), standardised images on the network's device.
         reduce: sums a tensor over all processes.
         advance: told how many samples this process has finished.
 
     Returns:
         loss (mean cross-entropy), top1, top5 (percent; top5 = top-C where there are fewer classes), count.
+
+    Raises:
+        UserError: data that makes no batch; an answer that is no tensor of logits.
     """
     was_training = network.training
     network.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=stream.device)
-    for batch in stream:
-        logits = network(batch.image).float()
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.label[:, None]
-        loss = nn.functional.cross_entropy(logits, batch.label, reduction="sum")
-        parts = (loss, top[:, 0].sum(), top.any(dim=1).sum(), torch.full((), len(batch), device=stream.device))
-        sums += torch.stack([part.double() for part in parts])
+    for batch in validation_batches(stream):
+        sums += batch_sums(network, batch)
         advance(len(batch))
     network.train(was_training)
     loss, first, five, count = reduce(sums).tolist()
     return {"loss": loss / count, "top1": 100 * first / count, "top5": 100 * five / count, "count": count}
+
+
+def batch_sums(network: nn.Module, batch: Batch) -> Tensor:
+    """Over a batch: the cross-entropy, how often the first and one of the first five classes is right, the count; [4]
+    float64."""
+    logits = Tapped(network)(batch.image).logits.float()
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.label[:, None]
+    loss = nn.functional.cross_entropy(logits, batch.label, reduction="sum")
+    parts = (loss, top[:, 0].sum(), top.any(dim=1).sum(), torch.full((), len(batch), device=logits.device))
+    return torch.stack([part.double() for part in parts])
+
+
+def validation_batches(stream: Stream) -> Iterator[Batch]:
+    """The stream's batches; what is wrong with them is said to be about the validation set."""
+    try:
+        yield from stream
+    except UserError as error:
+        data = stream.dataset
+        raise UserError(f"validation set ({data.split} of {data.path}), eval_stream: {error}") from error

@@ -8,14 +8,14 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from kdstream.atomic import reason, remove_parts, write_atomic, writing
@@ -27,14 +27,15 @@ from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stream import Stream
+from kdstream.training.accelerator import settle
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.evaluate import evaluate
-from kdstream.training.metrics import MetricsLog
+from kdstream.training.metrics import MetricsLog, read_metrics
 from kdstream.training.networks import Teacher, make_student, tapped
 from kdstream.training.own_code import code_mark, own_code
-from kdstream.training.prepare import prepare
+from kdstream.training.prepare import answering, begin, memory_format, prepare, probes
 from kdstream.training.progress import Display
 from kdstream.training.schedule import learning_rate
 from kdstream.training.stop import StopFlag, Stopped
@@ -83,6 +84,7 @@ class Trainer:
             Stopped: by signal; the state is saved.
             UserError: input that cannot work, a loss that is not finite, a folder that holds another training.
         """
+        self.recipe = settle(self.recipe, self.accelerator)
         rest = f"-{self.train.fingerprint[:16]}"
         if self.teacher is not None:
             rest += f"-{self.teacher.hash[:16]}"
@@ -114,6 +116,7 @@ class Trainer:
         state = load_checkpoint(self.folder / "last.pt")
         if state is not None:
             self._check_same(state["fingerprint"])
+        self.saved = state is not None
         with self.stop.listening():
             self._build()
             return self._run(state)
@@ -133,6 +136,11 @@ class Trainer:
         if not isinstance(result, dict) or not isinstance(result.get("top1"), int | float):
             return None
         self._check_same(str(result.get("fingerprint")))
+        if self.recipe.export_network == "student" and result.get("network", "student") != "student":
+            self.display.note(
+                f"{self.recipe.name}: finished before with {result['network']} exported; exports the student now"
+            )
+            return None
         return result
 
     def _check_same(self, found: str) -> None:
@@ -163,6 +171,7 @@ class Trainer:
 
     def _build(self) -> None:
         recipe, device = self.recipe, self.accelerator.device
+        layout = memory_format(recipe, device)
         terms = parse_loss(recipe.loss)
         self.uses_teacher = any(term.uses_teacher for _, _, term in terms)
         if self.uses_teacher and self.teacher is None:
@@ -175,9 +184,11 @@ class Trainer:
             plain_teacher = self.teacher.network.cpu()
             taps = [t for _, _, term in terms for t in term.teacher_taps]
             tapped_teacher = tapped(plain_teacher, taps, self.teacher.settings).eval()
-            tapped_teacher.requires_grad_(False).to(memory_format=self._layout())
+            tapped_teacher.requires_grad_(False).to(memory_format=layout)
             mean, std = self.teacher.mean or self.train.mean, self.teacher.std or self.train.std
-            given = {"teacher": self._answering(tapped_teacher), "teacher_mean": mean, "teacher_std": std}
+            forward = torch.compile(tapped_teacher) if recipe.compile else tapped_teacher
+            given = {"teacher": answering(forward, self.accelerator, layout)}
+            given |= {"teacher_mean": mean, "teacher_std": std}
             given |= {"teacher_hash": network_name(plain_teacher, self.teacher.hash), "precision": recipe.precision}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         place: dict[str, Any] = {"rank": rank, "world": world, "device": device}
@@ -192,43 +203,24 @@ class Trainer:
         self.stream.open()  # where a coding plan is wanted and not there yet, it is made here, by all processes
         if tapped_teacher is not None:
             tapped_teacher.cpu()
-        few = min(2, len(self.train))
-        self.probe = next(iter(Stream(self.train, few, recipe.seed, rank=0, world=1, given=given) | chain))
+
+        self.probe, self.larger_probe = probes(self.train, recipe, given, chain, device)
         torch.manual_seed(recipe.seed)
         network = make_student(recipe.student, self.train.num_classes)
         statistics = (given["teacher_mean"], given["teacher_std"]) if tapped_teacher is not None else None
         network, student, asked_teacher = prepare(
-            network, recipe.student, tapped_teacher, statistics, terms, self.probe, self.train, recipe.epochs
+            network, recipe.student, tapped_teacher, statistics, terms, self.probe, self.train, recipe, world
         )
         self.terms = terms
         self.probe = self.probe.to(device)
         if asked_teacher is not None:
             asked_teacher.to(device)
-        self.distiller = Distiller(student, terms, self._layout()).to(device, memory_format=self._layout())
+        self.distiller = Distiller(student, terms, layout).to(device, memory_format=layout)
         for _, _, term in reversed(terms):  # what was put on last comes off first
             network = term.deploy(network)
         self.networks: dict[str, nn.Module] = {"student": network}
         for _, _, term in terms:
             self.networks |= term.peers()
-
-    def _answering(self, teacher: nn.Module) -> Callable[[Tensor], Outputs]:
-        """The teacher under the recipe's precision, memory format and compilation; its answers in float32."""
-        forward = torch.compile(teacher) if self.recipe.compile else teacher
-        layout = self._layout()
-        if self.recipe.precision == "no" and layout == torch.contiguous_format:
-            return forward
-
-        def answer(images: Tensor) -> Outputs:
-            with self.accelerator.autocast():
-                return forward(images.contiguous(memory_format=layout)).map(Tensor.float)
-
-        return answer
-
-    def _layout(self) -> torch.memory_format:
-        wanted = self.recipe.channels_last
-        if wanted is None:
-            wanted = self.accelerator.device.type == "cuda"
-        return torch.channels_last if wanted else torch.contiguous_format
 
     # --- the loop
 
@@ -251,11 +243,14 @@ class Trainer:
             self.global_step, self.global_epoch = state["global_step"], state["global_epoch"]
             self.seconds, self.images, self.best = state["seconds"], state["images"], state["best"]
             self.last_row = state["last_row"]
+            self._settle_best()
             self.distiller.load_state_dict(state["distiller"])
             self.stream.load_state_dict(state["stream"])
             if not state["stream"]["step"]:  # stopped between the two files that an epoch ends with, maybe
                 self._save_best()
             accelerator.wait_for_everyone()
+            if self.best and recipe.export == "best":
+                self._read_best()  # as long as there is something to be done about it
         self.display.start_run(recipe.name, sum(epochs), self.global_epoch)
         if state is not None and first_stage < len(stages):
             self.display.note(f"{recipe.name}: continues at epoch {self.global_epoch + 1}, step {self.stream.step}")
@@ -272,9 +267,8 @@ class Trainer:
         self, stages: list[Stage], number: int, epochs: range, length: int, state: dict[str, Any] | None
     ) -> None:
         recipe, accelerator, stage = self.recipe, self.accelerator, stages[number]
-        parameters = self.distiller.begin(stage, self.probe)
-        if not parameters and stage.trains != "nothing":
-            raise UserError(f"recipe {recipe.name}: the loss of phase {stage.name} depends on nothing that is trained")
+        parameters = begin(self.distiller, stage, self.probe, self.larger_probe)
+        self._tell_what_is_not_trained(stage)
         base = recipe.optimizer.lr if stage.phase is None else stage.phase.lr
         shape = recipe.schedule
         if stage.phase is not None:
@@ -286,16 +280,18 @@ class Trainer:
             optimizer = torch.optim.SGD(
                 parameters, base, settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov
             )
+            # Which parameters a batch reaches is for the batch to say, on each process for itself.
+            ddp = accelerator.ddp_handler or DistributedDataParallelKwargs()
+            ddp.find_unused_parameters = True
+            accelerator.ddp_handler = ddp
             wrapped, optimizer = accelerator.prepare(wrapped, optimizer)
         self.sums = Sums([name for name, _, _ in stage.losses], accelerator.device)
         if state is not None:
             if optimizer is not None and state["optimizer"] is not None:
-                optimizer.load_state_dict(state["optimizer"])
-            if state["stream"]["step"] and accelerator.is_main_process:  # inside of an epoch of this phase
-                self.sums.load_state_dict(state["sums"])
+                optimizer.load_state_dict(self._for_what_is_trained(state["optimizer"]))
             if accelerator.scaler is not None and state["scaler"] is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
-            self._restore_random(state["random"])
+            self._restore_process(state)
         for epoch in epochs:
             at = {"stage": number, "stage_epoch": epoch}
             if stage.phase is None:
@@ -327,10 +323,12 @@ class Trainer:
         began = counted = saved = ticked = time.perf_counter()
         seen, uncounted, waited = 0, 0, stream.wait_seconds
         pending: list[tuple[int, Tensor]] = []
-        rate = base
+        # That of the step before: a training that stopped after an epoch's last step has no other.
+        rate = learning_rate(shape, base, epoch, max(first, 1) / steps, length)
+        seen_in_group = 0
 
         def check() -> None:
-            self._check_finite(stage, pending)
+            self._check_finite(stage, epoch, pending)
             pending.clear()
 
         for batch in _leaving(stream):
@@ -342,22 +340,30 @@ class Trainer:
             group_start = step - step % recipe.accumulate
             group_size = min(recipe.accumulate, steps - group_start)
             closes = step + 1 == group_start + group_size
-            share = self._share(len(batch))
+            planned = stream.plan.bounds(group_start + group_size - 1)[1] - stream.plan.bounds(group_start)[0]
+            share = self._share(len(batch), planned, group_size)
+            seen_in_group += len(batch)
             bounds = stream.plan.bounds(step)
             count = bounds[1] - bounds[0]
             with _synchronised(accelerator, wrapped, closes):
                 loss, terms, logits = wrapped(batch)
                 if optimizer is not None:
-                    accelerator.backward(loss * (share / group_size))
-            pending.append((step, torch.cat([loss.detach().reshape(1), terms])))
+                    # Not Accelerate's backward, which divides by a number of its own (of the environment, for one).
+                    scaler = accelerator.scaler
+                    (loss * share if scaler is None else scaler.scale(loss * share)).backward()
+            pending.append((step, torch.cat([_is_finite(batch.teacher, loss), loss.detach().reshape(1), terms])))
             if accelerator.device.type == "cpu" or len(pending) >= CHECK_EVERY:
                 check()
             if closes and optimizer is not None:
+                if group_size > 1:
+                    self._weigh_anew(wrapped, planned, seen_in_group)
                 if recipe.optimizer.clip is not None:
                     accelerator.clip_grad_norm_(wrapped.parameters(), recipe.optimizer.clip)
-                optimizer.step()
+                if accelerator.scaler is None or any(one.grad is not None for one in wrapped.parameters()):
+                    optimizer.step()  # the scaler's takes a step without any gradient for a mistake
                 optimizer.zero_grad()
                 self.global_step += 1
+            seen_in_group = 0 if closes else seen_in_group
             sums.add(batch, loss.detach(), terms, logits)
             now = time.perf_counter()
             wait = (stream.wait_seconds - waited) / max(now - ticked, 1e-9)
@@ -373,7 +379,7 @@ class Trainer:
                 accelerator.wait_for_everyone()  # a process that ends first would take the saving one along
                 where = f"{recipe.name}, epoch {self.global_epoch + 1}, step {step + 1} of {steps}"
                 raise Stopped(f"{where} is saved in {self.folder}", self.stop.signal or signal.SIGTERM)
-            if closes and step + 1 < steps and now - saved >= recipe.checkpoint_seconds:
+            if closes and step + 1 < steps and self._is_due(step, now - saved >= recipe.checkpoint_seconds):
                 check()
                 self.seconds, self.images = self.seconds + now - counted, self.images + uncounted
                 self._save(at, optimizer)
@@ -384,24 +390,65 @@ class Trainer:
         took = now - began
         self._end_epoch(stage, sums, rate, {"images_per_s": seen / took if took else 0.0, "seconds": took}, epoch)
 
-    def _share(self, count: int) -> float | Tensor:
-        """By what the mean over this process's slice must be weighted, so that the processes' mean is that of the
-        global batch."""
+    def _share(self, count: int, planned: int, batches: int) -> float | Tensor:
+        """By what the mean over this process's slice of a batch must be weighted, so that the processes' mean, summed
+        over the group's batches, is the mean over all samples of the group.
+
+        Args:
+            count: samples in the slice.
+            planned: samples in the group, all processes together, as planned.
+            batches: in the group.
+        """
         accelerator = self.accelerator
+        if batches > 1:  # where stages drop samples, the gradients are corrected when all have been seen
+            return count * accelerator.num_processes / planned
         if accelerator.num_processes == 1:
             return 1.0
         total = accelerator.reduce(torch.full((), float(count), device=accelerator.device))
         return count * accelerator.num_processes / total
 
-    def _must_stop(self, step: int) -> bool:
+    def _weigh_anew(self, wrapped: nn.Module, planned: int, count: int) -> None:
+        """Make gradients that were weighted for ``planned`` samples those of the ``count`` (in this process) seen."""
         if self.accelerator.num_processes == 1:
-            return self.stop.signal is not None
-        if step // self.recipe.accumulate % 10:
-            return False
-        asked = torch.tensor(float(self.stop.signal is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked) > 0)
+            if count == planned:
+                return
+            factor: float | Tensor = planned / count
+        else:
+            factor = planned / self._reduce(torch.full((), float(count), device=self.accelerator.device))
+            if factor.device.type == "cpu" and factor == 1:
+                return
+        for parameter in wrapped.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
-    def _check_finite(self, stage: Stage, pending: list[tuple[int, Tensor]]) -> None:
+    def _must_stop(self, step: int) -> bool:
+        return self._agreed(step, self.stop.signal is not None)
+
+    def _is_due(self, step: int, due: bool) -> bool:
+        """Whether to save: as the first process's clock says, for all must do it together."""
+        return self._agreed(step, due and self.accelerator.is_main_process)
+
+    def _agreed(self, step: int, wish: bool) -> bool:
+        """Whether any process has the wish. Several GPUs are asked once in ten steps of the optimizer: to hear their
+        answer stalls the queue."""
+        accelerator = self.accelerator
+        if accelerator.num_processes == 1:
+            return wish
+        if accelerator.device.type != "cpu" and step // self.recipe.accumulate % 10:
+            return False
+        return bool(self._reduce(torch.tensor(float(wish), device=accelerator.device)) > 0)
+
+    def _tell_what_is_not_trained(self, stage: Stage) -> None:
+        """Say which parameters rest in a stage, and which perhaps do."""
+        what = self.recipe.name if stage.phase is None else f"{self.recipe.name}, phase {stage.name}"
+        if frozen := self.distiller.frozen():
+            self.display.note(f"{what}: frozen: {', '.join(frozen)}")
+        if stage.trains != "nothing" and (idle := self.distiller.unreached()):
+            self.display.note(
+                f"{what}: the loss of the first images does not reach {', '.join(idle)}; only batches that do move it"
+            )
+
+    def _check_finite(self, stage: Stage, epoch: int, pending: list[tuple[int, Tensor]]) -> None:
         if not pending:
             return
         values = torch.stack([values for _, values in pending]).cpu()
@@ -410,23 +457,41 @@ class Trainer:
             return
         row = int(bad.any(dim=1).nonzero()[0])
         step, names = pending[row][0], [name for name, _, _ in stage.losses]
-        culprits = [f"{name} = {values[row, i + 1]:g}" for i, name in enumerate(names) if bad[row, i + 1]]
+        where = f"at step {step + 1} of epoch {self.global_epoch + 1}"
+        if bad[row, 0]:
+            raise UserError(
+                f"recipe {self.recipe.name}: the teacher's answer is not finite {where}: its weights are damaged, its "
+                "mean and std do not fit, or its precision is too low"
+            )
+        culprits = [f"{name} = {values[row, i + 2]:g}" for i, name in enumerate(names) if bad[row, i + 2]]
         what = " and ".join(culprits) or f"the sum of {', '.join(names)}"
         raise UserError(
-            f"recipe {self.recipe.name}: the loss is not finite at step {step + 1} of epoch {self.global_epoch + 1} "
-            f"({what}): {self._advice()}"
+            f"recipe {self.recipe.name}: the loss is not finite {where} ({what}): {self._advice(stage, epoch)}"
         )
 
-    def _advice(self) -> str:
-        return (
-            f"lower optimizer.lr ({self.recipe.optimizer.lr:g}), lengthen schedule.warmup or set optimizer.clip; "
-            f"the last good checkpoint is {self.folder / 'last.pt'}"
-        )
+    def _advice(self, stage: Stage, epoch: int) -> str:
+        """What may help where values are not finite, of all that applies here."""
+        recipe, settings = self.recipe, self.recipe.optimizer
+        if self.global_step == 0:  # the weights are those of the start
+            advice = "nothing was trained yet: see to the loss, its weights, and the student's first weights"
+        else:
+            if stage.phase is None:
+                ways = [f"lower optimizer.lr ({settings.lr:g})"]
+                ways += ["lengthen schedule.warmup"] if epoch <= recipe.schedule.warmup else []
+            else:
+                ways = [f"lower the learning rate of phase {stage.name} ({stage.phase.lr:g})"]
+            ways += [f"lower optimizer.clip ({settings.clip:g})" if settings.clip else "set optimizer.clip"]
+            advice = f"{', '.join(ways[:-1])} or {ways[-1]}"
+        if recipe.precision == "fp16":
+            advice += "; fp16 ends at 65504: precision=bf16 does not"
+        last = self.folder / "last.pt"
+        return f"{advice}; the last good checkpoint is {last}" if self.saved and last.exists() else advice
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor) if self.accelerator.num_processes > 1 else tensor  # type: ignore[return-value]
 
     def _end_epoch(self, stage: Stage, sums: Sums, rate: float, speed: dict[str, float], epoch: int) -> None:
+        accelerator = self.accelerator
         values = self._reduce(sums.values.clone()).tolist()
         count = values[0]
         row: dict[str, Any] = {
@@ -440,7 +505,7 @@ class Trainer:
         }
         if self.uses_teacher:
             row |= {"teacher/entropy": values[3] / count, "teacher/gt_probability": values[5] / count}
-        if self.accelerator.num_processes > 1:
+        if accelerator.num_processes > 1:
             # What is measured is what is saved: the first process's running statistics.
             for buffer in self.distiller.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -448,19 +513,19 @@ class Trainer:
         for name, network in self.networks.items():
             self.eval_stream.load_state_dict({"epoch": 0, "step": 0})
             prefix = "val" if name == "student" else f"val/{name}"
-            with self.display.task(f"evaluation of {name}", self.eval_stream.plan.size) as task, self._precision():
+            with self.display.task(f"evaluation of {name}", self.eval_stream.plan.size) as task, accelerator.autocast():
                 measured = evaluate(network, self.eval_stream, self._reduce, task.advance)
             row |= {f"{prefix}/{key}": measured[key] for key in ("loss", "top1", "top5")}
             tops[name] = measured["top1"]
             if math.isnan(measured["loss"]):
                 raise UserError(
                     f"recipe {self.recipe.name}: the weights are not finite after epoch {self.global_epoch + 1}: "
-                    f"{self._advice()}"
+                    f"{self._advice(stage, epoch)}"
                 )
-        best = max(tops, key=lambda name: tops[name])
-        if stage.phase is None and tops[best] > self.best.get("top1", -math.inf):
-            self.best = {"top1": tops[best], "epoch": self.global_epoch + 1, "network": best, "tops": tops}
-        self.last_row = {**row, "network": best, "top1": tops[best], "tops": tops}
+        chosen = self._chosen(tops)
+        if stage.phase is None and tops[chosen] > self.best.get("top1", -math.inf):
+            self.best = {"top1": tops[chosen], "epoch": self.global_epoch + 1, "network": chosen, "tops": tops}
+        self.last_row = {**row, "network": chosen, "top1": tops[chosen], "tops": tops}
         if self.uses_teacher:
             self.last_row |= self._teacher_summary(values, self._reduce(sums.qualities.clone()))
         wait_share = min(1.0, self.stream.wait_seconds / max(speed["seconds"], 1e-9))
@@ -473,8 +538,9 @@ class Trainer:
         self.global_epoch += 1
         self.sums = Sums(sums.names, sums.device)
 
-    def _precision(self) -> Any:
-        return self.accelerator.autocast()
+    def _chosen(self, tops: Mapping[str, float]) -> str:
+        """Which of the networks is to be exported."""
+        return "student" if self.recipe.export_network == "student" else max(tops, key=lambda name: tops[name])
 
     @staticmethod
     def _teacher_summary(values: list[float], qualities: Tensor) -> dict[str, Any]:
@@ -493,13 +559,20 @@ class Trainer:
             save_checkpoint(self._network_state(self.best["network"]), self.folder / "best.pt")
 
     def _network_state(self, name: str) -> dict[str, Any]:
-        state = {"fingerprint": self.fingerprint, "network": name, "state": self.networks[name].state_dict()}
+        state = {
+            "fingerprint": self.fingerprint,
+            "network": name,
+            "epoch": self.best["epoch"],
+            "state": self.networks[name].state_dict(),
+        }
         if self.recipe.export_all:
             state["others"] = {other: net.state_dict() for other, net in self.networks.items() if other != name}
         return state
 
     def _save(self, at: dict[str, int], optimizer: Any) -> None:
-        """Write last.pt: everything that the rest of the training depends on."""
+        """Write last.pt: everything that the rest of the training depends on. All processes must call it together."""
+        processes = self._of_every_process()
+        self.saved = True
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -512,9 +585,9 @@ class Trainer:
             "stream": self.stream.state_dict(),
             "distiller": self.distiller.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
-            "sums": self.sums.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": {"cpu": torch.get_rng_state(), "cuda": self._cuda_random()},
+            **processes[0],
+            "others": processes[1:],
             "best": self.best,
             "last_row": self.last_row,
             "seconds": self.seconds,
@@ -523,31 +596,117 @@ class Trainer:
         }
         save_checkpoint(state, self.folder / "last.pt")
 
-    def _cuda_random(self) -> list[Tensor]:
+    def _of_every_process(self) -> list[dict[str, Any]]:
+        """What each process has for itself, in the order of the processes: random state, and sums of the epoch."""
         device = self.accelerator.device
-        return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        parts = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+        parts += self.sums.state_dict().values()
+        if self.accelerator.num_processes == 1:
+            columns = [[part] for part in parts]
+        else:
+            columns = [list(self.accelerator.gather(part[None].to(device)).cpu().unbind()) for part in parts]
+        return [
+            {
+                "random": {"cpu": cpu.clone(), "cuda": [one.clone() for one in cuda]},
+                "sums": {"values": values.clone(), "qualities": qualities.clone()},
+            }
+            for cpu, *cuda, values, qualities in zip(*columns, strict=True)
+        ]
 
-    def _restore_random(self, state: dict[str, Any]) -> None:
-        """The first process continues its random numbers; the others, whose state is not saved, start new ones."""
-        device, rank = self.accelerator.device, self.accelerator.process_index
-        if rank:
-            torch.manual_seed(int(state["cpu"][:7].sum()) + rank)
+    def _for_what_is_trained(self, state: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state from a checkpoint; earlier versions left out what their probe had not reached.
+
+        Raises:
+            UserError: the state is of other parameters.
+        """
+        (group,) = state["param_groups"]
+        trained = [(name, one) for name, one in self.distiller.named_parameters() if one.requires_grad]
+        places = list(range(len(trained)))
+        if len(group["params"]) < len(trained):
+            places = [place for place in places if trained[place][0] in self.distiller.reached]
+        moved = {places[number]: one for number, one in state["state"].items() if number < len(places)}
+        momenta = [(one.get("momentum_buffer"), trained[place][1]) for place, one in moved.items()]
+        if len(group["params"]) != len(places) or any(a is not None and a.shape != b.shape for a, b in momenta):
+            raise UserError(
+                f"{self.folder / 'last.pt'} trains {len(group['params'])} tensors, this recipe {len(trained)}: an "
+                "earlier version left out what its first images did not reach; --fresh starts anew"
+            )
+        return {"state": moved, "param_groups": [{**group, "params": list(range(len(trained)))}]}
+
+    def _restore_process(self, state: dict[str, Any]) -> None:
+        """Give this process what it had for itself when the checkpoint was written."""
+        accelerator = self.accelerator
+        device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+        parts = [{"random": state["random"], "sums": state["sums"]}, *state.get("others", [])]
+        if len(parts) != world:
+            self.display.note(
+                f"{self.recipe.name}: {world} process(es) continue from the state of {len(parts)}: random numbers will "
+                "differ from those of a training that never stopped"
+            )
+        if state["stream"]["step"]:  # inside of an epoch
+            left = parts[world:] if rank == 0 else []  # of processes that there are no more
+            for part in [*parts[rank : rank + 1], *left]:
+                self.sums.add_state(part["sums"])
+        if rank >= len(parts):
+            torch.manual_seed(int(state["random"]["cpu"][:7].sum()) + rank)
             return
-        torch.set_rng_state(state["cpu"])
-        if state["cuda"] and device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"][0], device)
+        random = parts[rank]["random"]
+        torch.set_rng_state(random["cpu"])
+        if random["cuda"] and device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"][0], device)
+
+    # --- the end
+
+    def _settle_best(self) -> None:
+        """For trainings that began when the best of a cohort was exported: the student's best epoch so far."""
+        best, recipe = self.best, self.recipe
+        if best and recipe.export_network == "student" and best["network"] != "student":
+            if recipe.export == "best":
+                raise UserError(
+                    f"{self.folder / 'best.pt'} holds the weights of {best['network']}, not the student's: an earlier "
+                    "version kept those of the best network alone; --fresh starts anew"
+                )
+            rows = [row for row in read_metrics(self.folder)[: self.global_epoch] if row["phase"] == "main"]
+            row = max(rows, key=lambda row: row["val/top1"])
+            tops = {one: row["val/top1" if one == "student" else f"val/{one}/top1"] for one in self.networks}
+            self.best = {"top1": row["val/top1"], "epoch": row["epoch"], "network": "student", "tops": tops}
+
+    def _read_best(self) -> dict[str, dict[str, Tensor]]:
+        """The networks' weights in the best epoch: network -> state.
+
+        Raises:
+            UserError: best.pt is missing, damaged or of another training.
+        """
+        path, advice = self.folder / "best.pt", "put back the right one, or --fresh to start anew"
+        state = load_checkpoint(path, advice)
+        if state is None:
+            raise UserError(f"{path} is missing, and export: best asks for it: {advice}")
+        wanted = (self.fingerprint, self.best["network"], self.best["epoch"])
+        # Those of earlier versions name no epoch.
+        if (state["fingerprint"], state["network"], state.get("epoch", self.best["epoch"])) != wanted:
+            raise UserError(
+                f"{path} is of another training, or not of {wanted[1]} after epoch {wanted[2]}, which was the best: "
+                f"{advice}"
+            )
+        states = {state["network"]: state["state"], **state.get("others", {})}
+        names = list(self.networks) if self.recipe.export_all else [self.best["network"]]
+        for name in names:
+            own = self.networks[name].state_dict()
+            shapes = {key: value.shape for key, value in states.get(name, {}).items()}
+            if shapes != {key: value.shape for key, value in own.items()}:
+                raise UserError(f"{path} does not hold the weights of {name}: {advice}")
+        return {name: states[name] for name in names}
 
     def _finish(self, epochs: int) -> dict[str, Any]:
         self.accelerator.wait_for_everyone()  # best.pt is there
-        name, tops = self.last_row["network"], self.last_row["tops"]
+        tops = self.last_row["tops"]
+        name = self._chosen(tops)
         accuracy = {
             key: self.last_row[f"val/{key}" if name == "student" else f"val/{name}/{key}"] for key in ("top1", "top5")
         }
         if self.recipe.export == "best":
             name, tops = self.best["network"], self.best["tops"]
-            best = load_checkpoint(self.folder / "best.pt")
-            assert best is not None
-            for one, weights in {name: best["state"], **best.get("others", {})}.items():
+            for one, weights in self._read_best().items():
                 self.networks[one].load_state_dict(weights)
             accuracy = {"top1": self.best["top1"]}
         result: dict[str, Any] = {
@@ -561,6 +720,7 @@ class Trainer:
             "seconds": self.seconds,
             "images_per_s": self.images / self.seconds if self.seconds else 0.0,
             "network": name,
+            "exported": self._exported(name),
             **({"networks": {one: {**self._about(one), "top1": tops[one]} for one in tops}} if len(tops) > 1 else {}),
             **{key: self.last_row[key] for key in ("teacher", "qualities") if key in self.last_row},
         }
@@ -571,8 +731,20 @@ class Trainer:
             self._export(self.folder, name, result)
             with writing(self.folder / "result.json"):
                 write_atomic(self.folder / "result.json", json.dumps(result, indent=2).encode())
+        if len(tops) > 1 or any(term.exports for _, _, term in self.terms):
+            better = max(tops, key=lambda one: tops[one])
+            more = f"; {better} reached {tops[better]:.2f} % (export_network=best exports it)"
+            self.display.note(
+                f"{self.recipe.name}: exported: {result['exported']}, top-1 {result['top1']:.2f} %"
+                f"{more if tops[better] > tops[name] else ''}"
+            )
         self.accelerator.wait_for_everyone()
         return result
+
+    def _exported(self, name: str) -> str:
+        """In words, which network it is."""
+        kinds = [term.exports for _, _, term in self.terms if term.exports] if name == "student" else []
+        return f"{name} ({', '.join([str(self._about(name)['model']), *kinds])})"
 
     def _about(self, name: str) -> dict[str, Any]:
         network = self.networks[name]
@@ -625,6 +797,13 @@ def _shown(stage: Stage, sums: Sums, loss: Tensor, terms: Tensor) -> dict[str, f
     named = {f"loss/{name}": value for (name, _, _), value in zip(stage.losses, terms.tolist(), strict=True)}
     count, correct = sums.values[:2].tolist()
     return {"loss": float(loss.detach()), **named, "train/top1": 100 * correct / max(count, 1)}
+
+
+def _is_finite(teacher: Outputs | None, like: Tensor) -> Tensor:
+    """[1]: 1 where the teacher's logits are finite (or there is no teacher), else NaN."""
+    if teacher is None:
+        return like.new_ones(1)
+    return torch.where(teacher.logits.isfinite().all(), 1.0, math.nan).to(like)[None]
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

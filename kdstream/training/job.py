@@ -33,6 +33,7 @@ from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
+from kdstream.training.accelerator import settle
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import KEPT, PEERS, Trainer, locked
 from kdstream.training.metrics import read_metrics, read_speed
@@ -73,7 +74,7 @@ class Job:
             UserError: as soon as something in the input is found to be wrong, before any long work where possible.
             Stopped: by signal; everything is saved and the same job continues.
         """
-        recipe = self.recipe
+        recipe = self.recipe = settle(self.recipe, self.accelerator)
         runs = {name: recipe.variant(over, name, recipe.name) for name, over in recipe.runs.items()}
         runs = runs or {recipe.name: recipe}
         teaching = self._teacher_recipe()
@@ -98,7 +99,7 @@ class Job:
         left = [name for name in runs if self.fresh or not (places[name] / "result.json").exists()]
         # A job beside this one may finish a run meanwhile: all processes do what the first of them found.
         left = broadcast_object_list([left])[0]
-        self._rehearse({name: [*chains[name], runs[name]] for name in left}, teaching, teacher, train)
+        self._rehearse({name: [*chains[name], runs[name]] for name in left}, teaching, teacher, train, val)
         if self.accelerator.is_main_process:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
@@ -131,7 +132,8 @@ class Job:
         # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
         calls = [call for call in parse_calls(self.recipe.stream) if call.name not in ("coded", "teacher")]
         alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
-        base = self.recipe.model_copy(update={**alone, "assistants": [], "export_all": False})
+        alone |= {"assistants": [], "export_network": "student", "export_all": False}
+        base = self.recipe.model_copy(update=alone)
         return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
 
     def _links(self, assistants: Sequence[Assistant]) -> list[Recipe]:
@@ -139,7 +141,8 @@ class Job:
         links = []
         for i, assistant in enumerate(assistants):
             student = Model(model=assistant.model, options=assistant.options, taps=assistant.taps)
-            alone = {"student": student, "assistants": list(assistants[:i]), "export_all": False}
+            alone = {"student": student, "assistants": list(assistants[:i])}
+            alone |= {"export_network": "student", "export_all": False}
             base = self.recipe.model_copy(update=alone)
             name = f"assistant {assistant.model}"
             links.append(base.variant(assistant.train, name, f"{self.recipe.name}: assistants.{i}.train"))
@@ -187,7 +190,12 @@ class Job:
             raise UserError(f"cannot write to {folder} ({error.strerror}): choose another out=FOLDER") from None
 
     def _rehearse(
-        self, left: Mapping[str, Sequence[Recipe]], teaching: Recipe | None, teacher: Teacher | None, train: ShardSet
+        self,
+        left: Mapping[str, Sequence[Recipe]],
+        teaching: Recipe | None,
+        teacher: Teacher | None,
+        train: ShardSet,
+        val: ShardSet,
     ) -> None:
         """Try what is left to do before anything is trained.
 
@@ -195,7 +203,7 @@ class Job:
             left: run -> the recipes of its assistants and, last, its own: each learns from the one before it.
             teaching: how the teacher will be trained; None where there is none to train.
             teacher: a trained one.
-            train: the images.
+            train, val: the images.
 
         Raises:
             UserError: what a training would else say at its beginning, hours later.
@@ -206,7 +214,7 @@ class Job:
             key = recipe.fingerprint()
             if key not in tried:
                 unknown = taught_by is None and _asks_teacher(recipe)  # until the one before it is trained
-                tried[key] = None if unknown else rehearse(recipe, train, taught_by, self.accelerator)
+                tried[key] = None if unknown else rehearse(recipe, train, taught_by, self.accelerator, val)
             return tried[key]
 
         for recipes in left.values():
@@ -269,6 +277,7 @@ class Job:
             "data": f"{train.path} ({len(train)} training samples, {train.num_classes} classes)",
             "seed": str(self.recipe.seed),
             "device": f"{device}, {self.accelerator.num_processes} process(es), {os.cpu_count()} CPU cores",
+            "precision": {"no": "float32"}.get(str(self.recipe.precision), str(self.recipe.precision)),
             "versions": f"kdstream {kdstream.__version__}, torch {torch.__version__}, "
             f"accelerate {accelerate.__version__}, Python {platform.python_version()}",
         }
@@ -373,7 +382,10 @@ def _record(folder: Path, role: str = "student") -> RunRecord:
 
 
 def _cohort(record: RunRecord) -> list[RunRecord]:
-    """The record, and one for every other network that learnt in the same run; each with its own validation."""
+    """The record, and one for every other network that learnt in the same run; each with its own validation.
+
+    The record shows what was exported; where that is not the student that was asked for, its name says so.
+    """
     networks = record.result.get("networks", {})
     exported = record.result.get("network", "student")
     others = [
@@ -387,7 +399,7 @@ def _cohort(record: RunRecord) -> list[RunRecord]:
         {**{key: row[key] for key in row if not key.startswith(("val/", "train/"))}, **own}
         for row, own in zip(record.metrics, _validation(record.metrics, exported), strict=True)
     ]
-    return [replace(record, metrics=rows), *others]
+    return [replace(record, name=f"{record.name}: {exported}", metrics=rows), *others]
 
 
 def _validation(rows: Sequence[Mapping[str, Any]], network: str) -> list[dict[str, Any]]:

@@ -78,12 +78,14 @@ def make_student(wanted: settings.Model, num_classes: int) -> nn.Module:
     """The student, untrained or from the recipe's weights.
 
     Raises:
-        UserError: no model named; weights that do not fit.
+        UserError: no model named; weights that do not fit, or are not finite.
     """
     if wanted.weights is not None:
         need_weights(wanted, "student")
         with _named("student"):
-            return load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+            network = load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+            check_finite(network)
+            return network
     if wanted.model is None:
         raise UserError("student.model is missing: name a network, such as student=resnet20")
     return build(wanted.model, num_classes, **wanted.options)
@@ -93,7 +95,7 @@ def make_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
     """The teacher from its weights.
 
     Raises:
-        UserError: no weights; weights of another architecture or for other classes.
+        UserError: no weights; weights of another architecture, for other classes, or not finite.
     """
     need_weights(wanted, "teacher")
     if wanted.weights is None and wanted.model and not brings_weights(wanted.model, wanted.options):
@@ -102,6 +104,7 @@ def make_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
         )
     with _named("teacher"):
         network = load_teacher(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+        check_finite(network)
     mean, std = (getattr(wanted, name) or _channels(network, name) for name in ("mean", "std"))
     return Teacher(network, wanted, mean, std, weights_hash(network))
 
@@ -131,6 +134,23 @@ def need_weights(wanted: settings.Model, role: str) -> None:
     if wanted.weights is not None:
         with _named(f"{role}.weights"):
             check_weights(wanted.weights)
+
+
+def check_finite(network: nn.Module) -> None:
+    """That a network's weights can give an answer at all.
+
+    Raises:
+        UserError: values that are not finite, or a variance below zero; names the tensor.
+    """
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            bad = int((~value.isfinite()).sum())
+            what = f"{bad} of the {value.numel()} values of {name!r} are not finite (NaN or infinite)"
+        elif name.rpartition(".")[2] == "running_var" and bool((value < 0).any()):
+            what = f"the variance {name!r} is below zero"
+        else:
+            continue
+        raise UserError(f"{what}: the weights are damaged, or of a training that failed; take others")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,20 @@ from kdstream.recipe import Recipe
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
-from kdstream.training.chains import training_chain
+from kdstream.training.accelerator import settle
+from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.distiller import Distiller
+from kdstream.training.evaluate import batch_sums, validation_batches
 from kdstream.training.networks import Teacher, make_student, tapped
-from kdstream.training.prepare import prepare
+from kdstream.training.prepare import answering, begin, memory_format, prepare, probes
 from kdstream.types import Batch
 
 
-def rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, accelerator: Accelerator) -> Teacher | None:
-    """Everything that comes before the first step of a training, with two images; nothing is written.
+def rehearse(
+    recipe: Recipe, train: ShardSet, teacher: Teacher | None, accelerator: Accelerator, val: ShardSet | None = None
+) -> Teacher | None:
+    """Everything that comes before the first step of a training, with two images, and the first look at the validation
+    set; in the training's memory format and precision. Nothing is written.
 
     All processes must call it together: some terms exchange something in every forward pass. Global random states are
     left as they were, so that the training gives the same weights as without it.
@@ -35,6 +40,7 @@ def rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, accelerat
         train: its images.
         teacher: a trained one, or one that a rehearsal gave; None where no term looks at it.
         accelerator: says where the networks run.
+        val: what the training evaluates on; None = it is not tried.
 
     Returns:
         The network that the training would export, untrained, as the teacher in the rehearsal of the next one. None
@@ -44,15 +50,47 @@ def rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, accelerat
         UserError: what the training itself would say.
     """
     device = accelerator.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(recipe.seed)
-        try:
-            return _rehearse(recipe, train, teacher, device)
-        except UserError as error:
-            raise UserError(f"recipe {recipe.name}: {error}") from error
+    recipe = settle(recipe, accelerator)
+
+    def attempt(layout: torch.memory_format) -> Teacher | None:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(recipe.seed)
+            return _rehearse(recipe, train, teacher, accelerator, val, layout)
+
+    layout = memory_format(recipe, device)
+    try:
+        return attempt(layout)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.name}: {error}") from error
+    except RuntimeError as error:
+        if layout == torch.contiguous_format or not _works(attempt):
+            raise
+        reason = " ".join(str(error).split())
+        default = "" if recipe.channels_last else ", the default on GPUs"
+        raise UserError(
+            f"recipe {recipe.name}: a network does not work in the memory format channels_last{default} ({reason}): "
+            "set channels_last=false"
+        ) from error
 
 
-def _rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: torch.device) -> Teacher | None:
+def _works(attempt: Callable[[torch.memory_format], Any]) -> bool:
+    """Whether the memory format alone was at fault."""
+    try:
+        attempt(torch.contiguous_format)
+    except (UserError, RuntimeError):
+        return False
+    return True
+
+
+def _rehearse(
+    recipe: Recipe,
+    train: ShardSet,
+    teacher: Teacher | None,
+    accelerator: Accelerator,
+    val: ShardSet | None,
+    layout: torch.memory_format,
+) -> Teacher | None:
+    device = accelerator.device
     terms = parse_loss(recipe.loss)
     given: dict[str, Any] = {}
     tapped_teacher, statistics = None, None
@@ -60,28 +98,36 @@ def _rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: 
     if uses_teacher:
         assert teacher is not None
         taps = [tap for _, _, term in terms for tap in term.teacher_taps]
-        tapped_teacher = tapped(teacher.network.cpu(), taps, teacher.settings).eval()
+        tapped_teacher = tapped(teacher.network.cpu(), taps, teacher.settings).eval().to(memory_format=layout)
         statistics = teacher.mean or train.mean, teacher.std or train.std
-        given = {"teacher": tapped_teacher, "teacher_mean": statistics[0], "teacher_std": statistics[1]}
+        given = {"teacher": answering(tapped_teacher, accelerator, layout)}
+        given |= {"teacher_mean": statistics[0], "teacher_std": statistics[1]}
     chain = _uncoded(training_chain(recipe, uses_teacher))
-    probe = next(iter(Stream(train, min(2, len(train)), recipe.seed, rank=0, world=1, given=given) | chain))
+    probe, larger = probes(train, recipe, given, chain, device)
     wanted = recipe.student
     if wanted.model is not None:
         wanted = wanted.model_copy(update={"options": without_weights(wanted.model, wanted.options)})
     network = make_student(wanted, train.num_classes)
     network, student, asked_teacher = prepare(
-        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe.epochs
+        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe, accelerator.num_processes
     )
     if asked_teacher is not None:
         asked_teacher.to(device)
-    distiller = Distiller(student, terms).to(device)
+    distiller = Distiller(student, terms, layout).to(device, memory_format=layout)
     probe = probe.to(device)
     for stage in distiller.stages():
-        if not distiller.begin(stage, probe) and stage.trains != "nothing":
-            raise UserError(f"the loss of phase {stage.name} depends on nothing that is trained")
+        with accelerator.autocast():
+            begin(distiller, stage, probe, larger)
     for _, _, term in reversed(terms):
         network = term.deploy(network)
-    if any(peer.spec != network.spec for _, _, term in terms for peer in term.peers().values()):
+    peers = {name: peer for _, _, term in terms for name, peer in term.peers().items()}
+    if val is not None:
+        few = Stream(val, min(recipe.eval_batch_size, 64), train=False, rank=0, world=1, device=device, given=given)
+        batch = next(validation_batches(few | evaluation_chain(recipe))).map_tensors(lambda tensor: tensor[:2])
+        with torch.no_grad(), accelerator.autocast():
+            for one in (network, *peers.values()):
+                batch_sums(one.eval(), batch)
+    if recipe.export_network == "best" and any(peer.spec != network.spec for peer in peers.values()):
         return None
     exported = settings.Teacher(taps=recipe.student.taps)
     return Teacher(network.requires_grad_(False).eval().cpu(), exported, None, None, hash="")

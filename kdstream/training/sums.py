@@ -43,7 +43,7 @@ class Sums:
         """For the checkpoint."""
         return {"values": self.values.cpu(), "qualities": self.qualities.cpu()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """From the checkpoint."""
-        self.values.copy_(state["values"])
-        self.qualities.copy_(state["qualities"])
+    def add_state(self, state: dict[str, Tensor]) -> None:
+        """Add what a checkpoint holds of one process."""
+        self.values += state["values"].to(self.device)
+        self.qualities += state["qualities"].to(self.device)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import recipe_of, run, run_and_kill, run_in_two, views
+from rich.console import Console
+from torch import nn
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
@@ -16,12 +24,14 @@ from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, parse_loss
 from kdstream.objectives.dml import DeepMutualLearning, mutual_kl
 from kdstream.training.checkpoint import load_checkpoint
-from kdstream.training.job import check
+from kdstream.training.job import Job, check
 from kdstream.training.metrics import read_metrics
+from kdstream.training.progress import Display
 from kdstream.types import Batch, Outputs
 
 MIXED = {"dml": {"peers": ["resnet14", {"model": "wrn_10_1", "options": {"dropout": 0.1}}]}}
 COHORT = ("student", "peer1", "peer2")
+COHORT_JOB = {"loss": MIXED, "export_network": "best", "export_all": True}
 
 
 def set_up(**settings) -> DeepMutualLearning:
@@ -128,7 +138,7 @@ def logits_of(folder) -> torch.Tensor:
 def whole(digits, tmp_path_factory):
     """A job of three different networks, one process."""
     out = tmp_path_factory.mktemp("dml")
-    (result,) = run(recipe_of(digits, out, loss=MIXED, export_all=True))
+    (result,) = run(recipe_of(digits, out, **COHORT_JOB))
     return out, result
 
 
@@ -137,8 +147,8 @@ def test_the_best_of_a_mixed_cohort_is_exported_and_all_where_wanted(digits, who
     out, result = whole
     if processes == 2:
         out = tmp_path / "out"
-        run_in_two(recipe_of(digits, out, loss=MIXED, export_all=True), tmp_path)
-        (result,) = run(recipe_of(digits, out, loss=MIXED, export_all=True))  # what the two left behind
+        run_in_two(recipe_of(digits, out, **COHORT_JOB), tmp_path)
+        (result,) = run(recipe_of(digits, out, **COHORT_JOB))  # what the two left behind
     rows = read_metrics(out)
     assert rows[-1]["loss"] < rows[0]["loss"]
     top1 = {name: rows[-1]["val/top1" if name == "student" else f"val/{name}/top1"] for name in COHORT}
@@ -171,6 +181,7 @@ def test_the_report_shows_every_network_with_its_own_validation(whole):
 
 def test_the_best_epochs_networks_are_exported_together(digits, tmp_path):
     settings = {"loss": {"dml": {}}, "export": "best", "export_all": True, "epochs": 3, "optimizer": {"lr": 1.0}}
+    settings["export_network"] = "best"
     (result,) = run(recipe_of(digits, tmp_path, **settings))
     rows = read_metrics(tmp_path)
     epoch = rows[result["best_epoch"] - 1]
@@ -181,10 +192,64 @@ def test_the_best_epochs_networks_are_exported_together(digits, tmp_path):
 
 
 def test_killed_inside_of_training_it_ends_with_the_same_bits(digits, whole, tmp_path):
-    recipe = recipe_of(digits, tmp_path / "out", loss=MIXED, export_all=True)
+    recipe = recipe_of(digits, tmp_path / "out", **COHORT_JOB)
     run_and_kill(recipe, tmp_path, "job", step=7)  # within the second epoch
     assert not (tmp_path / "out" / "result.json").exists()
     assert load_checkpoint(tmp_path / "out" / "last.pt")["global_step"] == 7
     run(recipe)
     for name in ("metrics.jsonl", *(f"peers/{one}/student.safetensors" for one in COHORT), "student.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (whole[0] / name).read_bytes(), name
+
+
+# --- which network leaves
+
+
+class Guesses(nn.Module):
+    """Learns nothing: always the same class."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("logits", 0.01 * F.one_hot(torch.tensor(0), num_classes).float())
+
+    def forward(self, images):
+        return SimpleNamespace(logits=self.scale * self.logits.expand(len(images), -1))
+
+
+def test_the_student_that_was_asked_for_is_exported_though_a_peer_is_better(digits, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    guesses = f"{Path(__file__).stem}:Guesses"
+    settings = {
+        "student": guesses,
+        "loss": {"dml": {"peers": ["resnet14"], "temperature": 1, "labels": 3}},
+        "epochs": 4,
+    }
+    said = Console(file=io.StringIO(), width=300)
+
+    def results(out, **more):
+        recipe = recipe_of(digits, out, **settings, **more)
+        return Job(recipe, Accelerator(cpu=True), Display(said)).run()[0]
+
+    result = results(tmp_path / "a")
+    tops = {name: about["top1"] for name, about in result["networks"].items()}
+    assert tops["peer1"] > tops["student"] + 5
+    assert (result["network"], result["model"], result["top1"]) == ("student", guesses, tops["student"])
+    assert result["exported"] == f"student ({guesses})"
+    assert result["best_top1"] == max(row["val/top1"] for row in read_metrics(tmp_path / "a"))
+    assert isinstance(load_student(tmp_path / "a", trust_code=True), nn.Module)
+    assert load_student(tmp_path / "a", trust_code=True).spec["name"] == guesses
+    text = said.file.getvalue()
+    assert f"exported: student ({guesses}), top-1 {tops['student']:.2f} %; peer1 reached {tops['peer1']:.2f} %" in text
+
+    best = results(tmp_path / "b", export_network="best", export="best")
+    assert (best["network"], best["exported"], best["model"]) == ("peer1", "peer1 (resnet14)", "resnet14")
+    assert load_student(tmp_path / "b").spec["name"] == "resnet14"
+    assert "job: peer1<" in (tmp_path / "b" / "report.html").read_text()
+
+    # What an earlier version finished with the peer's weights is finished anew, from its last checkpoint.
+    path = tmp_path / "a" / "result.json"
+    path.write_text(json.dumps({**result, "network": "peer1", "top1": tops["peer1"]}))
+    (tmp_path / "a" / "student.safetensors").unlink()
+    again = results(tmp_path / "a")
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+    assert load_student(tmp_path / "a", trust_code=True).spec["name"] == guesses

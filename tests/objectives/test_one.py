@@ -225,6 +225,8 @@ def test_branch_or_ensemble_is_trained_exported_and_comes_back(digits, tmp_path,
     alone = sum(p.numel() for p in build(student, 10).parameters())
     assert (result["params"] == alone) == (export == "branch")
     assert result["params"] == sum(p.numel() for p in exported.parameters())
+    kind = "all its 3 branches" if export == "ensemble" else "the first of its 3 branches"
+    assert result["exported"] == f"student ({student}, {kind})"
     assert isinstance(exported, Branched) == (export == "ensemble")
     # The network in training, from its checkpoint.
     network = Branched(10, {"name": student}, answer=export)

@@ -210,8 +210,9 @@ def test_a_teacher_trained_with_branches_teaches_as_it_is_exported(digits, tmp_p
 def test_a_choice_among_different_networks_is_left_to_the_training(digits):
     train, place = open_shards(digits / "train"), Accelerator(cpu=True)
     for peer, known in (("resnet8", True), ("resnet14", False)):
-        recipe = recipe_of(digits, "nowhere", loss={"dml": {"peers": [peer]}})
+        recipe = recipe_of(digits, "nowhere", loss={"dml": {"peers": [peer]}}, export_network="best")
         assert (rehearse(recipe, train, None, place) is not None) == known
+        assert rehearse(recipe.model_copy(update={"export_network": "student"}), train, None, place) is not None
 
 
 def test_a_stage_of_ones_own_finds_what_coded_leaves(digits, tmp_path, importable):
