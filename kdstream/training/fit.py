@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from kdstream.errors import UserError
 from kdstream.models.export import save_student
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
+from kdstream.safe_yaml import parse_yaml, read_yaml
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stream import Stream
 from kdstream.training.chains import evaluation_chain, training_chain
@@ -127,10 +127,10 @@ class Trainer:
         """The message about a folder that holds another training: which settings differ."""
         changed: list[str] = []
         try:
-            old = yaml.safe_load((self.folder / "recipe.yaml").read_text())
-            new = yaml.safe_load(self.recipe.to_yaml())
+            old = read_yaml(self.folder / "recipe.yaml")
+            new = parse_yaml(self.recipe.to_yaml(), "recipe.yaml:")
             changed = _differences(old, new)
-        except (OSError, yaml.YAMLError):
+        except (UserError, TypeError):  # TypeError: keys that are no text
             pass
         what = f"(different: {', '.join(changed[:4])})" if changed else "(other data or another teacher)"
         return f"{self.folder} holds a training with other settings {what}: choose another out=FOLDER, or --fresh"
@@ -172,7 +172,15 @@ class Trainer:
         network = make_student(recipe.student, self.train.num_classes)
         statistics = (given["teacher_mean"], given["teacher_std"]) if tapped_teacher is not None else None
         network, student, asked_teacher = prepare(
-            network, recipe.student, tapped_teacher, statistics, terms, self.probe, self.train, recipe.epochs
+            network,
+            recipe.student,
+            tapped_teacher,
+            statistics,
+            terms,
+            self.probe,
+            self.train,
+            recipe.epochs,
+            self.stream.plan.smallest_slice(world),
         )
         self.terms = terms
         self.probe = self.probe.to(device)

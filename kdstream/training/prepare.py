@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdstream import recipe as settings
+from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, WeightedTerm
@@ -25,6 +26,7 @@ def prepare(
     probe: Batch,
     train: ShardSet,
     epochs: int,
+    smallest_batch: int | None = None,
 ) -> tuple[nn.Module, Tapped, Tapped | Converted | None]:
     """Let every term adapt the student, give it the taps that they read, and set the terms up; all on the CPU.
 
@@ -37,6 +39,7 @@ def prepare(
         probe: two samples, standardised, with the teacher's answer.
         train: the training set.
         epochs: of the main phase.
+        smallest_batch: see :class:`~kdstream.objectives.Task`.
 
     Returns:
         The adapted network, the same with taps, and the teacher as terms may ask it (standardised images -> Outputs).
@@ -44,6 +47,11 @@ def prepare(
     Raises:
         UserError: what the terms cannot work with.
     """
+    if smallest_batch == 0:
+        raise UserError(
+            "the smallest batch of an epoch has fewer samples than there are processes: raise batch_size, or use fewer "
+            "processes"
+        )
     plain = None if teacher is None else teacher.module
     for _, _, term in terms:
         network = term.adapt(network, plain, probe.image, build)
@@ -65,6 +73,7 @@ def prepare(
         build=build,
         mean=train.mean,
         std=train.std,
+        smallest_batch=smallest_batch,
     )
     for _, _, term in terms:
         term.setup(task)
