@@ -14,6 +14,7 @@ from kdstream.errors import UserError
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
+from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
@@ -47,12 +48,14 @@ def rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, accelerat
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
         try:
-            return _rehearse(recipe, train, teacher, device)
+            return _rehearse(recipe, train, teacher, device, accelerator.num_processes)
         except UserError as error:
             raise UserError(f"recipe {recipe.name}: {error}") from error
 
 
-def _rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: torch.device) -> Teacher | None:
+def _rehearse(
+    recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: torch.device, world: int
+) -> Teacher | None:
     terms = parse_loss(recipe.loss)
     given: dict[str, Any] = {}
     tapped_teacher, statistics = None, None
@@ -69,8 +72,9 @@ def _rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: 
     if wanted.model is not None:
         wanted = wanted.model_copy(update={"options": without_weights(wanted.model, wanted.options)})
     network = make_student(wanted, train.num_classes)
+    smallest = Plan(len(train), recipe.batch_size).smallest_slice(world)
     network, student, asked_teacher = prepare(
-        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe.epochs
+        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe.epochs, smallest
     )
     if asked_teacher is not None:
         asked_teacher.to(device)
@@ -79,12 +83,32 @@ def _rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: 
     for stage in distiller.stages():
         if not distiller.begin(stage, probe) and stage.trains != "nothing":
             raise UserError(f"the loss of phase {stage.name} depends on nothing that is trained")
+        if smallest == 1 and stage.trains == "student":
+            _try_one(distiller, probe)
     for _, _, term in reversed(terms):
         network = term.deploy(network)
     if any(peer.spec != network.spec for _, _, term in terms for peer in term.peers().values()):
         return None
     exported = settings.Teacher(taps=recipe.student.taps)
     return Teacher(network.requires_grad_(False).eval().cpu(), exported, None, None, hash="")
+
+
+def _try_one(distiller: Distiller, probe: Batch) -> None:
+    """A step's forward pass over a single sample, of which BatchNorm has no statistics where a map has one position.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    try:
+        with torch.no_grad():
+            distiller.train()(probe.map_tensors(lambda values: values[:1]))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "the smallest batch of an epoch gives a process a single sample, of which BatchNorm has no statistics at a "
+            "map's only position: raise batch_size, or use fewer processes"
+        ) from None
 
 
 def _uncoded(chain: Chain) -> Chain:
