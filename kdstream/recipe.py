@@ -16,12 +16,25 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kdstream.addresses import is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
+from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, plain, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Triple = tuple[float, float, float]
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):  # Python counts them as 1 and 0
+        raise ValueError("input should be a number, not true or false")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_switch)]
+Number = Annotated[float, BeforeValidator(_no_switch)]
+Positive = Annotated[Integer, Field(ge=1, le=2**31 - 1)]
+NotNegative = Annotated[Number, Field(ge=0)]
+_Mean = Annotated[Number, Field(ge=0, le=1)]
+_Deviation = Annotated[Number, Field(gt=0, le=1)]
+Means = tuple[_Mean, _Mean, _Mean]
+Deviations = tuple[_Deviation, _Deviation, _Deviation]
 
 
 class Part(BaseModel):
@@ -37,7 +50,8 @@ class Data(Part):
         path: data set folder (or foreign tar folder) under which the splits lie.
         source: what ``tools/make_shards.py`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
-        mean, std: by channel, in [0,1], that images are standardised with; None = the data set's own, of dataset.json.
+        mean, std: by channel, in [0,1], the latter above 0, that images are standardised with; None = the data set's
+            own, of dataset.json.
         num_classes: for labels that are numbers: how many classes there are, where not all of them occur (some of
             another set's classes, in its numbering; a class that one split lacks). Student and teacher get so many
             outputs. None = as many as the data shows.
@@ -47,8 +61,8 @@ class Data(Part):
     source: str | None = None
     train: str = "train"
     val: str | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: Means | None = None
+    std: Deviations | None = None
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = None
 
 
@@ -118,8 +132,8 @@ class Teacher(Model):
     """
 
     train: dict[str, Any] | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: Means | None = None
+    std: Deviations | None = None
 
     @model_validator(mode="after")
     def _classes_are_of_weights(self) -> Teacher:
@@ -151,11 +165,11 @@ class Assistant(Model):
 class Optimizer(Part):
     """SGD with momentum."""
 
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    lr: Annotated[Number, Field(gt=0)] = 0.05
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
-    clip: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[Number, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Optimizer:
@@ -176,7 +190,7 @@ class Schedule(Part):
 
     name: Literal["step", "cosine", "constant"] = "step"
     milestones: list[Positive] = []
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
     warmup: NotNegative = 0.0
 
 
@@ -230,7 +244,7 @@ class Recipe(Part):
     loss: Annotated[dict[str, Any], BeforeValidator(_as_loss)] = {"ce": 1.0}
     epochs: Positive = 240
     batch_size: Positive = 64
-    seed: int = 0
+    seed: Integer = 0
     accumulate: Positive = 1
     precision: Annotated[
         Literal["no", "bf16", "fp16"] | None,
@@ -245,7 +259,7 @@ class Recipe(Part):
     export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
     out: str | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[Integer, Field(ge=0)] = 2
     eval_batch_size: Positive = 256
     checkpoint_seconds: NotNegative = 60.0
     tensorboard: bool = True
@@ -314,14 +328,16 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
     """A checked recipe.
 
     Args:
-        settings: as YAML gives them.
+        settings: as YAML gives them: plain values, see :func:`kdstream.safe_yaml.plain`, so that what is written to
+            recipe.yaml, hashed, and handed on to runs and teachers is what was meant.
         what: names the recipe in messages.
 
     Raises:
         UserError: the first thing that is wrong, with the nearest right name for an unknown key.
     """
+    settings = plain(settings, what)
     try:
-        recipe = Recipe.model_validate(dict(settings))
+        recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error)}") from None
     places: dict[str, str] = {}
@@ -366,13 +382,19 @@ def _explain(error: ValidationError) -> str:
             if name.isdigit():  # within a list
                 continue
             part = _part_class(part.model_fields[name].annotation)
-        return f"unknown setting {where!r}: {nearest(path[-1], part.model_fields)}"
+        return f"unknown setting {_shown(where)}: {nearest(path[-1], part.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"
-    text = f"{where}: {first['msg'].removeprefix('Value error, ').lower()}"
+    said = first["msg"].removeprefix("Value error, ")
+    text = f"{where}: {said[:1].lower()}{said[1:]}"
     if first["type"] == "value_error" and isinstance(first["input"], Mapping):
         return text  # said of a whole group by a validator of ours, which names what it means
-    return f"{text}; it is {public(repr(first['input']))[:60]}"
+    text = f"{text}; it is {public(repr(first['input']))[:60]}"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        text += ": put it in quotes" + (
+            "; YAML reads yes, no, on and off so" if isinstance(first["input"], bool) else ""
+        )
+    return text
 
 
 def _part_class(annotation: Any) -> Any:
@@ -396,13 +418,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         path = RECIPES / f"{name}.yaml"
         if not is_file(path):
             known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")]
-            raise UserError(f"no recipe {name!r}: neither a file nor one of kdstream's ({nearest(name, known)})")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: text that is not UTF-8, dates that do not exist
-        raise UserError(f"{path}: not readable as YAML: {' '.join(public(str(error)).split())}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            there = f"; {_shown(name)} is no regular file" if _exists(Path(name)) else ""
+            hint = f"({nearest(name, known)}){there}"
+            raise UserError(f"no recipe {_shown(name)}: neither a file nor one of kdstream's {hint}")
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a YAML mapping such as 'student: resnet8'")
     settings.setdefault("name", path.stem if path.parent == Path() or RECIPES not in path.parents else name)
@@ -410,13 +429,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"{public(override)!r} is no override: write key=value, as in optimizer.lr=0.1")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(
-                f"{public(override)!r}: the value is not readable as YAML: {' '.join(public(str(error)).split())}"
-            ) from None
+            raise UserError(f"{_shown(override)} is no override: write key=value, as in optimizer.lr=0.1")
+        shown = _shown(override)
+        if not text.strip():
+            raise UserError(f"{shown} has no value: write {_shown(key)[1:-1]}=null to clear it")
+        if not all(key.split(".")) or len(key.split(".")) > MOST_LEVELS:
+            raise UserError(f"{shown} is no override: a dot stands between two names, as in optimizer.lr=0.1")
+        value = parse_yaml(text, f"{shown}: the value is")
         settings = _put(settings, key.split("."), value, override)
         if key not in ("out", "name", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard"):
             changes.append(public(override))
@@ -428,6 +447,19 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             suffix = hashlib.sha256(suffix.encode()).hexdigest()[:12]
         recipe.out = f"runs/{recipe.name},{suffix}"
     return recipe
+
+
+def _shown(text: str) -> str:
+    """A text of the user's in a message: on one line, not longer than one, without a token that it may hold."""
+    text = public(text)
+    return repr(text if len(text) <= 100 else f"{text[:100]}...")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def is_file(path: Path) -> bool:
@@ -457,5 +489,5 @@ def _put(
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
-        raise UserError(f"{public(override)!r}: {keys[0]} is not a group of settings")
+        raise UserError(f"{_shown(override)}: {keys[0]} is not a group of settings")
     return {**settings, keys[0]: _put(inner, keys[1:], value, override, keys[0])}

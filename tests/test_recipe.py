@@ -6,12 +6,12 @@ import contextlib
 
 import hypothesis
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdstream.errors import UserError
 from kdstream.recipe import RECIPES, Recipe, load_recipe, make_recipe, merge, run_folder
+from kdstream.safe_yaml import parse_yaml
 
 BASE = {"data": {"path": "shards/x"}, "student": "resnet8"}
 
@@ -104,7 +104,7 @@ def test_defaults_are_not_shared_between_recipes():
         ),
         ({"student": {"model": "resnet8", "options": {"name": "x"}}}, r"options: leave name out: it is the model's$"),
         ({"optimizer": {"nesterov": True, "momentum": 0}}, r"^test: optimizer: nesterov needs a momentum above 0$"),
-        ({1: 2}, r"^test: 1: keys should be strings"),
+        ({1: 2}, r"^test: the key 1 is no text, put it in quotes$"),
         ({"runs": {"a/b": {}}}, r"'a/b' is no name for a run"),
         ({"runs": {"..": {}}}, r"'\.\.' is no name for a run"),
         ({"runs": {"": {}}}, r"'' is no name for a run"),
@@ -142,7 +142,7 @@ def test_a_recipe_that_may_not_be_read_is_said_so(write, monkeypatch):
     def refuse(self, *args, **settings):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)  # permissions themselves do not bind root
+    monkeypatch.setattr(Path, "open", refuse)  # permissions themselves do not bind root
     with pytest.raises(UserError, match=r"mine\.yaml: cannot be read: Permission denied$"):
         load_recipe(path)
 
@@ -206,14 +206,36 @@ def test_another_network_keeps_the_rest_of_its_group(write):
         ("epohcs=3", r"^mine\.yaml: unknown setting 'epohcs': did you mean 'epochs'\?"),
         ("epochs.x=3", r"^'epochs\.x=3': epochs is not a group of settings"),
         ("stream.x=3", r"^'stream\.x=3': stream is not a group of settings"),
-        ("optimizer..lr=3", r"unknown setting 'optimizer\.'"),
-        ("epochs=", r"epochs: .*; it is None"),
+        ("optimizer..lr=3", r"^'optimizer\.\.lr=3' is no override: a dot stands between two names"),
+        (".lr=3", r"^'\.lr=3' is no override: a dot stands between"),
+        ("optimizer.=3", r"^'optimizer\.=3' is no override: a dot stands between"),
+        ("epochs=", r"^'epochs=' has no value: write epochs=null to clear it$"),
+        ("loss.kd.weight=", r"^'loss\.kd\.weight=' has no value"),
+        ("loss.kd=  ", r"^'loss\.kd=  ' has no value"),
+        ("epochs=null", r"epochs: .*; it is None"),
+        ("epochs=true", r"^mine\.yaml: epochs: input should be a number, not true or false; it is True$"),
+        ("loss.kd.weight=.nan", r"^mine\.yaml: loss\.kd\.weight: nan is no finite number$"),
+        ("loss={ce: 1, kd: -.inf}", r"^mine\.yaml: loss\.kd: -inf is no finite number$"),
+        ("loss.kd.weight=1.0e+999", r"the value is not readable as YAML: the number 1\.0e\+999 is too large$"),
+        ("optimizer.lr=1e999", r"^mine\.yaml: optimizer\.lr: .*finite.*; it is '1e999'$"),
+        ("seed=0777", r"0777 would be read in base 8: quote it \('0777'\) or write it out$"),
+        ("seed=1:30", r"1:30 would be read in base 60"),
+        ("name=2024-01-01", r"2024-01-01 would be read as a date: quote it"),
+        ("name=no", r"^mine\.yaml: name: .*; it is False: put it in quotes; YAML reads yes, no, on and off so$"),
+        ("student.options={a: 1, a: 2}", r"'a' stands there twice, first in line 1$"),
+        ("student.options.größe\x07=3", r"holds a control character"),
+        ("data.path=\udcff", r"(cannot be written in UTF-8|is not allowed)$"),
+        (f"{'a.' * 20000}b=1", r"^'(a\.)+\.\.\.' is no override"),
+        (f"{'a' * 20000}=1", r"unknown setting"),
+        (f"student.options.a={'9' * 20000}", r"the number 9+\.\.\. is too large$"),
+        (f"student.options.a={'[' * 20000}", r"lists or groups in each other, more than 50 levels deep$"),
     ],
 )
 def test_bad_overrides_are_named(write, override, message):
     with pytest.raises(UserError, match=message) as error:
         load_recipe(write("data: {path: x}\nstudent: resnet8\nepochs: 2\nstream: decode"), [override])
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_what_is_changed_gets_a_folder_of_its_own(write):
@@ -329,9 +351,130 @@ settings = st.fixed_dictionaries(
 @given(settings)
 def test_a_recipe_as_yaml_is_the_same_recipe(given_settings):
     made = make_recipe(given_settings, "test")
-    again = make_recipe(yaml.safe_load(made.to_yaml()), "again")
+    again = make_recipe(parse_yaml(made.to_yaml(), "again:"), "again")
     assert again == made
     assert again.fingerprint() == made.fingerprint()
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | numbers | st.text() | st.sampled_from([float("nan"), 10**30, (1, 2), {1}, b"x"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers() | st.booleans(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(settings, anything, anything, anything)
+def test_a_variant_without_changes_keeps_every_field(given_settings, options, of_term, over):
+    """Whatever stands where anything may stand: it is kept to the letter, or refused."""
+    given_settings = {
+        **given_settings,
+        "student": {"model": "a", "options": {"deep": options}},
+        "loss": {"kd": of_term},
+        "assistants": [{"model": "b", "train": {"loss": {"kd": of_term}}}],
+        "runs": {"one": {"student": {"options": {"other": over}}}},
+    }
+    with contextlib.suppress(UserError):
+        made = make_recipe(given_settings, "test")
+        assert made.variant({}, made.name, "test") == made.model_copy(update={"runs": {}})
+        again = make_recipe(parse_yaml(made.to_yaml(), "again:"), "again")
+        assert again == made
+        assert again.fingerprint() == made.fingerprint()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), True, "nan", "1e999"])
+@pytest.mark.parametrize(
+    ("group", "key"),
+    [
+        *[("optimizer", key) for key in ("lr", "momentum", "weight_decay", "clip")],
+        *[("schedule", key) for key in ("gamma", "warmup", "milestones")],
+        *[(group, key) for group in ("data", "teacher") for key in ("mean", "std")],
+        *[("", key) for key in ("epochs", "batch_size", "seed", "accumulate", "workers", "eval_batch_size")],
+        ("", "checkpoint_seconds"),
+    ],
+)
+def test_numbers_are_finite_and_no_switches(group, key, bad):
+    value = [0.5, bad, 0.5] if key in ("mean", "std") else [1, bad] if key == "milestones" else bad
+    rest = {"data": {"path": "x"}, "teacher": {"model": "resnet8"}}.get(group, {})
+    settings = {group: {**rest, key: value}} if group else {key: value}
+    with pytest.raises(UserError, match=rf"^test: {f'{group}.{key}'.strip('.')}"):
+        make_recipe({**BASE, **settings}, "test")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "loss.kd",
+        "loss.kd.weight",
+        "loss.kd.temperature",
+        "student.options.width.0.deep",
+        "teacher.train.loss.kd",
+        "teacher.train.optimizer.lr",
+        "assistants.0.train.loss.kd.weight",
+        "runs.a.loss.kd",
+        "runs.a.optimizer.lr",
+        "runs.a.student.options.drop",
+    ],
+)
+def test_what_is_no_finite_number_is_refused_with_its_place(path, bad):
+    settings = {**BASE, "student": {"model": "a"}, "teacher": {"model": "b"}, "assistants": [{"model": "c"}]}
+    inner = settings
+    *way, last = path.split(".")
+    for key, after in zip(way, [*way[1:], last], strict=True):
+        if isinstance(inner, list):
+            inner = inner[0]
+            continue
+        inner = inner.setdefault(key, [{}] if after.isdigit() else {})
+    if isinstance(inner, list):
+        inner = inner[0]
+    inner[last] = bad
+    with pytest.raises(UserError, match=rf"^test: {path}: {bad} is no finite number$"):
+        make_recipe(settings, "test")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"data": {"path": "x", "mean": [125.3, 122.9, 113.9]}},
+            r"^test: data\.mean\.0: .*less than or equal to 1; it is 125\.3$",
+        ),
+        ({"data": {"path": "x", "std": [0, 0.2, 0.2]}}, r"^test: data\.std\.0: .*greater than 0; it is 0$"),
+        ({"seed": 2**64}, r"^test: seed: the number is too large"),
+        ({"epochs": 2**40}, r"^test: epochs: .*less than or equal to 2147483647"),
+        ({"name": "a\x1b[31m"}, r"^test: name: the text 'a\\x1b\[31m' holds a control character$"),
+        ({"data": {"path": "a\0b"}}, r"^test: data\.path: .* holds a control character$"),
+        ({"student": {"model": "a", "options": {"k": {1: 2}}}}, r"^test: student\.options\.k: the key 1 is no text"),
+        (
+            {"loss": {True: 1}},
+            r"^test: loss: the key True is no text, put it in quotes: YAML reads yes, no, on and off so$",
+        ),
+        ({"loss": {"MyTerm": 3}, "schedule": {"name": "Cosine"}}, r"schedule\.name: .*it is 'Cosine'"),
+    ],
+)
+def test_values_out_of_range(settings, message):
+    with pytest.raises(UserError, match=message):
+        make_recipe({**BASE, **settings}, "test")
+
+
+def test_yaml_files_have_bounds_and_lines(write, tmp_path):
+    base = "data: {path: x}\nstudent: resnet8\n"
+    bomb = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(9))
+    for text, message in (
+        (base + bomb, "line 7: more than 100000 values, aliases written out"),
+        (base + "epochs: 1\nepochs: 2\n", "line 4: 'epochs' stands there twice, first in line 3"),
+        (base + "loss:\n  kd: {temperature: 0040}\n", "line 4: 0040 would be read in base 8"),
+    ):
+        with pytest.raises(UserError, match=f"mine.yaml: not readable as YAML: {message}"):
+            load_recipe(write(text))
+    with pytest.raises(UserError, match=r"is no regular file"):
+        load_recipe(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"^'student\.options=.*: the value is not readable as YAML: line 5: more than 100000"
+    ):
+        load_recipe(write(base), ["student.options=" + bomb])
 
 
 @given(st.recursive(st.none() | st.booleans() | numbers | names, lambda c: st.lists(c) | st.dictionaries(names, c)))

@@ -89,8 +89,8 @@ def parse_loss(loss: str | Mapping[str, Any]) -> list[WeightedTerm]:
         New terms, before :meth:`Term.setup`.
 
     Raises:
-        UserError: nothing named; an unknown name, preset or setting (the nearest right one is proposed); a weight or
-            setting of the wrong type or range; a dotted path to something that is no Term.
+        UserError: nothing named; every weight 0; an unknown name, preset or setting (the nearest right one is
+            proposed); a weight or setting of the wrong type or range; a dotted path to something that is no Term.
     """
     if isinstance(loss, str):
         loss = {loss: 1}
@@ -98,7 +98,10 @@ def parse_loss(loss: str | Mapping[str, Any]) -> list[WeightedTerm]:
         raise UserError(f"loss must map objectives to weights or settings, such as {{ce: 0.1, kd: 0.9}}; got {loss!r}")
     if not loss:
         raise UserError("loss is empty: name at least one objective, such as {ce: 1}")
-    return [_weighted_term(name, spec) for name, spec in expanded(loss).items()]
+    terms = [_weighted_term(name, spec) for name, spec in expanded(loss).items()]
+    if not any(weight for _, weight, _ in terms):
+        raise UserError("loss: every weight is 0, which leaves nothing to learn; set one > 0")
+    return terms
 
 
 def _weighted_term(name: Any, spec: Any) -> WeightedTerm:

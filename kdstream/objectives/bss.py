@@ -174,8 +174,6 @@ class BoundarySupportingSamples(Term):
 
     def setup(self, task: Task) -> None:
         need_same_classes("bss", task)
-        if task.num_classes < 2:
-            raise UserError("bss: there is one class only, hence no boundary to attack")
         low, high = pixel_range("bss", task, self.clip)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from kdstream.objectives.checks import need_teacher, whole
+from kdstream.objectives.checks import need_samples, need_teacher, whole
 from kdstream.objectives.features import tap_pair, vectors
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
@@ -21,7 +21,7 @@ class CorrelationCongruence(Term):
 
     The linear embeddings e (with bias, not normalised) are trained beside the student, the teacher's too:
     ``embed_s.linear``, ``embed_t.linear``. Neighbours are those of the batch, so its order matters; with several
-    processes they are the neighbours within each process's slice. A single sample has none: 0.
+    processes they are the neighbours within each process's slice.
 
     Source: RepDistiller's form, with its outer weight 0.02. Peng et al. 2019 (arXiv:1904.01802) print another one:
     the squared Frobenius distance of the samples' kernel matrices over N^2.
@@ -32,7 +32,7 @@ class CorrelationCongruence(Term):
         teacher_tap: the teacher's; the same name by default.
 
     Raises:
-        UserError: a setting out of range; no teacher.
+        UserError: a setting out of range; no teacher; a single sample in a process.
     """
 
     def __init__(self, feat_dim: int = 128, tap: str = "penultimate", teacher_tap: str | None = None):
@@ -42,6 +42,7 @@ class CorrelationCongruence(Term):
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("cc", task)
+        need_samples("cc", task, 2, "a neighbour")
         self.embed_s = self._embedding(student.features[self.student_taps[0]])
         self.embed_t = self._embedding(teacher.features[self.teacher_taps[0]])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.objectives.checks import need_classes
 from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.term import Term
+from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
 
 
@@ -20,6 +21,9 @@ class CrossEntropy(Term):
     """
 
     uses_teacher = False
+
+    def setup(self, task: Task) -> None:
+        need_classes("ce", task, 2, "a label to learn")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         return F.cross_entropy(at_least_float32(student.logits), batch.label)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdstream.errors import UserError
 from kdstream.objectives.term import Task
+from kdstream.safe_yaml import LARGEST
 from kdstream.types import Outputs
 
 
@@ -21,7 +22,14 @@ def _shown(value: Any) -> str:
         except ValueError:
             return repr(value)
         return f"the text {value!r} (remove the quotes; YAML reads 1e-3 as text, write 0.001)"
-    return repr(value)
+    return repr(value) if not isinstance(value, int) or abs(value) < LARGEST else "a number of more than 64 bits"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite real number, no bool, and within 64 bits where it is whole."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return abs(value) < LARGEST if isinstance(value, Integral) else math.isfinite(value)
 
 
 def number(owner: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> float:
@@ -38,8 +46,7 @@ def number(owner: str, name: str, value: Any, *, above: float | None = None, at_
         UserError: no finite number, or out of range.
     """
     bound = f" > {above:g}" if above is not None else f" >= {at_least:g}" if at_least is not None else ""
-    valid = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not valid or (above is not None and value <= above) or (at_least is not None and value < at_least):
+    if not _is_number(value) or (above is not None and value <= above) or (at_least is not None and value < at_least):
         raise UserError(f"{owner}: {name} must be a finite number{bound}, got {_shown(value)}")
     return float(value)
 
@@ -50,8 +57,8 @@ def whole(owner: str, name: str, value: Any, *, at_least: int) -> int:
     Raises:
         UserError: no whole number, or too small.
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not (isinstance(value, Integral) or float(value).is_integer()) or value < at_least:
+    is_whole = _is_number(value) and (isinstance(value, Integral) or float(value).is_integer())
+    if not is_whole or not at_least <= value < LARGEST:
         raise UserError(f"{owner}: {name} must be a whole number >= {at_least}, got {_shown(value)}")
     return int(value)
 
@@ -105,11 +112,73 @@ def need_teacher(owner: str, task: Task) -> Outputs:
     return task.teacher_outputs
 
 
-def need_same_classes(owner: str, task: Task) -> None:
-    """That student and teacher tell the same number of classes apart.
+def need_weight(owner: str, **weights: float) -> None:
+    """That a weight of a term's parts is above 0.
 
     Raises:
-        UserError: no teacher, or another number of classes.
+        UserError: all are 0.
+    """
+    if not any(weights.values()):
+        names = " and ".join([", ".join([*weights][:-1]), [*weights][-1]])
+        count = "both" if len(weights) == 2 else "all"
+        raise UserError(f"{owner}: {names} are {count} 0, which leaves nothing to learn; set one > 0")
+
+
+def need_classes(owner: str, task: Task, at_least: int, why: str) -> None:
+    """That there are so many classes that the term has a gradient.
+
+    Raises:
+        UserError: fewer; ``why`` says what takes more.
+    """
+    classes = task.student_outputs.logits.shape[-1]
+    if classes < at_least:
+        raise UserError(
+            f"{owner}: {why} needs at least {at_least}, the student has {classes}: choose another objective"
+        )
+
+
+def need_samples(owner: str, task: Task, at_least: int, why: str, or_else: str = "") -> None:
+    """That every process sees so many samples at a time that the term has a gradient.
+
+    Args:
+        owner: the term.
+        task: tells how many samples a process sees; nothing is checked where it does not.
+        at_least: samples.
+        why: what takes so many, for the message.
+        or_else: another cure than a larger batch_size.
+
+    Raises:
+        UserError: fewer.
+    """
+    if task.smallest_batch is not None and task.smallest_batch < at_least:
+        raise UserError(
+            f"{owner}: {why} takes at least {at_least} samples in each process, the smallest batch gives one "
+            f"{task.smallest_batch}: raise batch_size, use fewer processes{or_else}"
+        )
+
+
+def need_positions(owner: str, tap: str, teacher_tap: str, student: Tensor, teacher: Tensor) -> None:
+    """That two feature maps [N,C,H,W], at the smaller size of both, have more than one position.
+
+    Raises:
+        UserError: a single one, where a map of unit length is the same whatever the network does.
+    """
+    if all(min(sizes) == 1 for sizes in zip(student.shape[2:], teacher.shape[2:], strict=True)):
+        raise UserError(
+            f"{owner}: compares where maps are active, but the student's {tap!r} ({_size(student)}) and the teacher's "
+            f"{teacher_tap!r} ({_size(teacher)}) share one position only: choose earlier taps, or larger images"
+        )
+
+
+def _size(maps: Tensor) -> str:
+    return "x".join(map(str, maps.shape[2:]))
+
+
+def need_same_classes(owner: str, task: Task) -> None:
+    """That student and teacher tell the same number of classes apart, at least two.
+
+    Raises:
+        UserError: no teacher, another number of classes, or a single one.
     """
     teacher = need_teacher(owner, task).logits.shape[-1]
     student = task.student_outputs.logits.shape[-1]
@@ -118,6 +187,7 @@ def need_same_classes(owner: str, task: Task) -> None:
             f"{owner}: the student has {student} classes and the teacher {teacher}; it compares their logits, so "
             "choose a teacher of the same classes"
         )
+    need_classes(owner, task, 2, "an answer to learn from")
 
 
 def need_maps(owner: str, tap: str, teacher_tap: str, student: Tensor, teacher: Tensor) -> None:

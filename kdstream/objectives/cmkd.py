@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number
+from kdstream.objectives.checks import need_weight, number
 from kdstream.objectives.pearson import correlation, need_classes_to_correlate, probabilities, switch
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.spearman import rank_correlation, soft_ranks
@@ -55,7 +55,8 @@ class CorrelationMatching(Term):
         zscore: standardise the logits of each row first; false is the ablation in Table VI there.
 
     Raises:
-        UserError: a setting out of range; no teacher, one of another number of classes, or a single class.
+        UserError: a setting out of range; no teacher, or one of another number of classes; fewer than three classes,
+            over which a correlation has no gradient.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class CorrelationMatching(Term):
         super().__init__()
         self.beta = number("cmkd", "beta", beta, at_least=0)
         self.gamma = number("cmkd", "gamma", gamma, at_least=0)
+        need_weight("cmkd", beta=self.beta, gamma=self.gamma)
         self.temperature = number("cmkd", "temperature", temperature, above=0)
         self.strength = number("cmkd", "strength", strength, above=0)
         if entropy_of not in ("raw", "softened"):

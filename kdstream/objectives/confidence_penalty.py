@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import number
+from kdstream.objectives.checks import need_classes, number
 from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.term import Term
+from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
 
 
@@ -30,7 +30,7 @@ class ConfidencePenalty(Term):
         eta: weight of the entropy, >= 0. Default 0.1, a mild penalty of this project's choice: Zheng & Yang give none.
 
     Raises:
-        UserError: eta out of range.
+        UserError: eta out of range; a single class.
     """
 
     uses_teacher = False
@@ -38,6 +38,9 @@ class ConfidencePenalty(Term):
     def __init__(self, eta: float = 0.1):
         super().__init__()
         self.eta = number("confidence_penalty", "eta", eta, at_least=0)
+
+    def setup(self, task: Task) -> None:
+        need_classes("confidence_penalty", task, 2, "a label to learn")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         on_labels, entropy = label_loss_and_entropy(student.logits, batch.label)

@@ -120,7 +120,7 @@ class CRD(Term):
         teacher_taps: str | None = None,
     ):
         super().__init__()
-        self.feat_dim = whole("crd", "feat_dim", feat_dim, at_least=1)
+        self.feat_dim = whole("crd", "feat_dim", feat_dim, at_least=2)
         self.nce_k = whole("crd", "nce_k", nce_k, at_least=1)
         self.nce_t = number("crd", "nce_t", nce_t, at_least=0.02)
         self.nce_m = number("crd", "nce_m", nce_m, at_least=0)

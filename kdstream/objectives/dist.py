@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdstream.objectives.checks import need_same_classes, number
+from kdstream.objectives.checks import need_classes, need_same_classes, need_samples, need_weight, number
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -45,7 +45,8 @@ class DIST(Term):
 
     Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher" (arXiv:2205.10536). The factor tau^2
     and ``eps`` are those of the authors' classification code; the paper's equations have neither. With several
-    processes the intra part runs over each process's own samples, as there.
+    processes the intra part runs over each process's own samples, as there. A correlation of two values is 1 or -1,
+    whatever they are: with two classes the inter part is constant and the intra part alone teaches.
 
     Args:
         beta: weight of inter, >= 0. Default 1, as gamma: the authors', with outer weight 2 beside a cross-entropy of 1.
@@ -54,18 +55,25 @@ class DIST(Term):
         eps: keeps constant rows and columns finite, > 0.
 
     Raises:
-        UserError: a setting out of range; no teacher, or one of another number of classes.
+        UserError: a setting out of range; both weights 0; no teacher, or one of another number of classes; two classes
+            and gamma 0; fewer than three samples in a process and gamma above 0.
     """
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 4.0, eps: float = 1e-8):
         super().__init__()
         self.beta = number("dist", "beta", beta, at_least=0)
         self.gamma = number("dist", "gamma", gamma, at_least=0)
+        need_weight("dist", beta=self.beta, gamma=self.gamma)
         self.tau = number("dist", "tau", tau, above=0)
         self.eps = number("dist", "eps", eps, above=0)
 
     def setup(self, task: Task) -> None:
         need_same_classes("dist", task)
+        if not self.gamma:
+            need_classes("dist", task, 3, "the correlation over classes (beta)")
+        else:
+            cure = ", or set gamma: 0" if self.beta and task.student_outputs.logits.shape[-1] > 2 else ""
+            need_samples("dist", task, 3, "the correlation over samples (gamma)", cure)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         inter, intra = correlation_distances(student.logits, teacher.logits, self.tau, self.eps)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_same_classes, number, whole
+from kdstream.objectives.checks import need_classes, need_same_classes, need_weight, number, whole
 from kdstream.objectives.nontarget import without_label
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
@@ -73,19 +73,23 @@ class DecoupledKD(Term):
         warmup: epochs until the term counts in full, a whole number; 0 = from the start. Default 20 (CIFAR-100).
 
     Raises:
-        UserError: a setting out of range; no teacher, or one of another number of classes.
+        UserError: a setting out of range; both weights 0; no teacher, or one of another number of classes; two classes,
+            one of which has no others to diverge from, and alpha 0.
     """
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: int = 20):
         super().__init__()
         self.alpha = number("dkd", "alpha", alpha, at_least=0)
         self.beta = number("dkd", "beta", beta, at_least=0)
+        need_weight("dkd", alpha=self.alpha, beta=self.beta)
         self.temperature = number("dkd", "temperature", temperature, above=0)
         self.warmup = whole("dkd", "warmup", warmup, at_least=0)
         self.begin_epoch(0, 1)
 
     def setup(self, task: Task) -> None:
         need_same_classes("dkd", task)
+        if not self.alpha:
+            need_classes("dkd", task, 3, "the divergence among the other classes (beta)")
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         self.factor = min((epoch + 1) / max(self.warmup, 1), 1.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import is_composed, number, sequence, whole
+from kdstream.objectives.checks import is_composed, need_classes, number, sequence, whole
 from kdstream.objectives.kd import softened_kl
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
@@ -56,7 +56,7 @@ class DeepMutualLearning(Term):
         labels: weight of each network's cross-entropy, >= 0.
 
     Raises:
-        UserError: a setting out of range; a network that cannot be built.
+        UserError: a setting out of range; a network that cannot be built; a single class.
     """
 
     uses_teacher = False
@@ -78,6 +78,7 @@ class DeepMutualLearning(Term):
             self.copies = whole("dml", "peers", peers, at_least=1)
 
     def setup(self, task: Task) -> None:
+        need_classes("dml", task, 2, "an answer to learn from")
         specs = [{"num_classes": task.num_classes, **spec} for spec in self.builds]
         own = task.student.module.spec
         if self.copies and is_composed(own):

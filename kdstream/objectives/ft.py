@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdstream.errors import UserError
 from kdstream.objectives.at import attention
-from kdstream.objectives.checks import need_maps, need_teacher, number, whole
+from kdstream.objectives.checks import need_maps, need_positions, need_teacher, number, whole
 from kdstream.objectives.features import same_size, tap_pair
 from kdstream.objectives.initialisation import initial_phase
 from kdstream.objectives.precision import at_least_float32
@@ -103,7 +103,8 @@ class FactorTransfer(Term):
         gamma: the factor, > 0.
 
     Raises:
-        UserError: a setting out of range; no teacher; a tap that is no feature map; k that leaves no channel.
+        UserError: a setting out of range; no teacher; a tap that is no feature map, or one of a single position
+            (in the form ``paper``: with a factor of one channel); k that leaves no channel.
     """
 
     def __init__(
@@ -150,6 +151,8 @@ class FactorTransfer(Term):
             raise UserError(
                 f"ft: k {self.k:g} leaves no channel of the teacher's {theirs!r}, which has {channels}: raise k"
             )
+        if self.form == "repdistiller" or factor == 1:
+            need_positions("ft", ours, theirs, student, teacher)
         self.paraphraser = Paraphraser(channels, factor, self.leaky_slope)
         self.translator = Encoder(student.shape[1], factor, self.leaky_slope, self.form == "repdistiller")
 

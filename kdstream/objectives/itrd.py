@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher, number, tap_pairs
+from kdstream.objectives.checks import need_samples, need_teacher, need_weight, number, tap_pairs
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -83,7 +83,8 @@ class ITRD(Term):
         teacher_taps: the teacher's; the same name by default.
 
     Raises:
-        UserError: a setting out of range; no teacher.
+        UserError: a setting out of range; no teacher; fewer than three samples in a process and beta_corr above 0, or
+            one and beta_mi above 0; a feature of one number and beta_mi above 0.
     """
 
     def __init__(
@@ -98,8 +99,7 @@ class ITRD(Term):
         self.alpha_it = number("itrd", "alpha_it", alpha_it, at_least=0.5)
         self.beta_corr = number("itrd", "beta_corr", beta_corr, at_least=0)
         self.beta_mi = number("itrd", "beta_mi", beta_mi, at_least=0)
-        if not (self.beta_corr or self.beta_mi):
-            raise UserError("itrd: beta_corr and beta_mi are both 0, which leaves nothing to learn; set one > 0")
+        need_weight("itrd", beta_corr=self.beta_corr, beta_mi=self.beta_mi)
         self.student_taps, self.teacher_taps = tap_pairs("itrd", taps, teacher_taps)
         if len(self.student_taps) > 1:
             raise UserError(f"itrd: takes one tap of each network, got {', '.join(self.student_taps)}")
@@ -107,6 +107,13 @@ class ITRD(Term):
     def setup(self, task: Task) -> None:
         ours = task.student_outputs.features[self.student_taps[0]][0].numel()
         theirs = need_teacher("itrd", task).features[self.teacher_taps[0]][0].numel()
+        if self.beta_corr:
+            cure = ", or set beta_corr: 0" if self.beta_mi else ""
+            need_samples("itrd", task, 3, "the correlation over samples (beta_corr)", cure)
+        if self.beta_mi:
+            need_samples("itrd", task, 2, "a similarity")
+            if theirs < 2:
+                raise UserError("itrd: the teacher's feature is one number, which has no angle: set beta_mi: 0")
         self.same_width = ours == theirs
         self.embed = nn.ModuleDict({"linear": nn.Linear(ours, theirs)})
 

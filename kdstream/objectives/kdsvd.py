@@ -94,8 +94,8 @@ class SingularValueTransfer(Term):
         gamma: > 0. Default 8.
 
     Raises:
-        UserError: a setting out of range; no teacher; a tap that is no feature map; channels that differ; maps with
-            fewer than k channels or positions.
+        UserError: a setting out of range; no teacher; a tap that is no feature map; channels that differ; maps of one
+            channel, or with fewer than k channels or positions.
     """
 
     def __init__(
@@ -123,6 +123,10 @@ class SingularValueTransfer(Term):
                 raise UserError(
                     f"kdsvd: {both} differ in channels, so their singular vectors cannot be compared: choose a teacher "
                     "of the student's widths or another objective"
+                )
+            if shapes[0][0] == 1:
+                raise UserError(
+                    f"kdsvd: {both} have one channel, whose singular vector is 1 whatever it holds: choose others"
                 )
             if self.k > min(min(c, h * w) for c, h, w in shapes):
                 raise UserError(f"kdsvd: {both} do not have k = {self.k} singular vectors: lower k")

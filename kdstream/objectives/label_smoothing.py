@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number
+from kdstream.objectives.checks import need_classes, number
 from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.term import Term
+from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
 
 
@@ -32,7 +32,7 @@ class LabelSmoothing(Term):
             Fig. 3 (resnet20, CIFAR-100).
 
     Raises:
-        UserError: epsilon out of range.
+        UserError: epsilon out of range; a single class.
     """
 
     uses_teacher = False
@@ -42,6 +42,9 @@ class LabelSmoothing(Term):
         self.epsilon = number("label_smoothing", "epsilon", epsilon, at_least=0)
         if self.epsilon > 1:
             raise UserError(f"label_smoothing: epsilon must be between 0 and 1, got {epsilon!r}")
+
+    def setup(self, task: Task) -> None:
+        need_classes("label_smoothing", task, 2, "a label to learn")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         on_labels, on_uniform = label_and_uniform(student.logits, batch.label)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_maps, need_teacher, tap_pairs
+from kdstream.objectives.checks import need_maps, need_positions, need_teacher, tap_pairs
 from kdstream.objectives.features import product, same_size
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
@@ -58,7 +58,8 @@ class NeuronSelectivity(Term):
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
-        UserError: a setting out of range; no teacher; a tap that is no feature map [N,C,H,W].
+        UserError: a setting out of range; no teacher; a tap that is no feature map [N,C,H,W], or one of a single
+            position.
     """
 
     def __init__(self, taps: Sequence[str] = ("block1", "block2", "block3"), teacher_taps: Sequence[str] | None = None):
@@ -68,7 +69,9 @@ class NeuronSelectivity(Term):
     def setup(self, task: Task) -> None:
         teacher = need_teacher("nst", task)
         for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True):
-            need_maps("nst", ours, theirs, task.student_outputs.features[ours], teacher.features[theirs])
+            pair = task.student_outputs.features[ours], teacher.features[theirs]
+            need_maps("nst", ours, theirs, *pair)
+            need_positions("nst", ours, theirs, *pair)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         return sum(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number, whole
+from kdstream.objectives.checks import need_classes, number, whole
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -65,7 +65,7 @@ class OnTheFlyNativeEnsemble(Term):
         eps: epsilon >= 0, added to the ensemble's probabilities.
 
     Raises:
-        UserError: a setting out of range; a student that cannot be branched.
+        UserError: a setting out of range; a student that cannot be branched; a single class.
     """
 
     uses_teacher = False
@@ -108,6 +108,7 @@ class OnTheFlyNativeEnsemble(Term):
         return network
 
     def setup(self, task: Task) -> None:
+        need_classes("one", task, 2, "an answer to learn from")
         if task.student_outputs.features["branches"].shape[1] != self.branches:
             raise UserError("one: another term changed the student's branches; keep one of the two")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_same_classes, number
+from kdstream.objectives.checks import need_classes, need_same_classes, number
 from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -26,14 +26,14 @@ def switch(owner: str, name: str, value: Any) -> bool:
 
 
 def need_classes_to_correlate(owner: str, task: Task) -> None:
-    """That student and teacher tell the same classes apart, at least two.
+    """That student and teacher tell the same classes apart, at least three: the correlation of two values is 1 or -1,
+    whatever they are, so that it has no gradient.
 
     Raises:
-        UserError: no teacher, another number of classes, or a single one.
+        UserError: no teacher, another number of classes, or fewer than three.
     """
     need_same_classes(owner, task)
-    if task.student_outputs.logits.shape[-1] < 2:
-        raise UserError(f"{owner}: a correlation over classes needs at least 2, the student has 1")
+    need_classes(owner, task, 3, "a correlation over classes")
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -81,7 +81,8 @@ class Pearson(Term):
         zscore: standardise the logits of each row first; false is the ablation in Table VI there.
 
     Raises:
-        UserError: a setting out of range; no teacher, one of another number of classes, or a single class.
+        UserError: a setting out of range; no teacher, or one of another number of classes; fewer than three classes,
+            over which a correlation has no gradient.
     """
 
     def __init__(self, temperature: float = 4.0, zscore: bool = True):

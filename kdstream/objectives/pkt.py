@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, linalg
 
-from kdstream.objectives.checks import need_teacher, number
+from kdstream.errors import UserError
+from kdstream.objectives.checks import need_samples, need_teacher, number
 from kdstream.objectives.features import product, tap_pair, vectors
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -47,7 +48,7 @@ class ProbabilisticTransfer(Term):
         teacher_tap: the teacher's; the same name by default.
 
     Raises:
-        UserError: a setting out of range; no teacher.
+        UserError: a setting out of range; no teacher; a single sample in a process; a feature of one number.
     """
 
     def __init__(self, eps: float = 1e-7, tap: str = "penultimate", teacher_tap: str | None = None):
@@ -56,7 +57,13 @@ class ProbabilisticTransfer(Term):
         self.student_taps, self.teacher_taps = tap_pair("pkt", tap, teacher_tap)
 
     def setup(self, task: Task) -> None:
+        width = task.student_outputs.features[self.student_taps[0]][0].numel()
         need_teacher("pkt", task)
+        need_samples("pkt", task, 2, "a neighbour")
+        if width < 2:
+            raise UserError(
+                f"pkt: the student's {self.student_taps[0]!r} is one number, which has no angle; choose another tap"
+            )
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         features = student.features[self.student_taps[0]]

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import yaml
-
 from kdstream.errors import UserError
+from kdstream.safe_yaml import parse_yaml
 
 
 class Preset(NamedTuple):
@@ -32,7 +31,8 @@ class Preset(NamedTuple):
 @functools.cache
 def presets() -> dict[str, Preset]:
     """All presets, by full name ``family/name``; not to be changed."""
-    blocks = yaml.safe_load(files("kdstream.objectives").joinpath("presets.yaml").read_text(encoding="utf-8"))
+    text = files("kdstream.objectives").joinpath("presets.yaml").read_text(encoding="utf-8")
+    blocks = parse_yaml(text, "presets.yaml:")
     found: dict[str, Preset] = {}
     for block in blocks:
         for name, own in block["presets"].items():

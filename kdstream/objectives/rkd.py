@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher, number
+from kdstream.objectives.checks import need_samples, need_teacher, need_weight, number
 from kdstream.objectives.features import product, tap_pair, vectors
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -87,7 +86,8 @@ class RelationalKD(Term):
         eps: smallest squared distance of two samples, > 0.
 
     Raises:
-        UserError: a setting out of range; both weights 0; no teacher.
+        UserError: a setting out of range; both weights 0; no teacher; fewer than three samples in a process, whose
+            only distance is its own mean.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class RelationalKD(Term):
         super().__init__()
         self.w_d = number("rkd", "w_d", w_d, at_least=0)
         self.w_a = number("rkd", "w_a", w_a, at_least=0)
-        if not self.w_d + self.w_a:
-            raise UserError("rkd: w_d and w_a are both 0, which leaves nothing to learn; set one > 0")
+        need_weight("rkd", w_d=self.w_d, w_a=self.w_a)
         self.student_taps, self.teacher_taps = tap_pair("rkd", tap, teacher_tap)
         self.eps = number("rkd", "eps", eps, above=0)
 
     def setup(self, task: Task) -> None:
         need_teacher("rkd", task)
+        need_samples("rkd", task, 3, "a relation that differs")
 
     def grams(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The inner products [N,N] of the student's and of the teacher's samples."""

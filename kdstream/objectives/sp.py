@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_teacher, tap_pairs
+from kdstream.objectives.checks import need_samples, need_teacher, tap_pairs
 from kdstream.objectives.features import product, vectors
 from kdstream.objectives.term import Task, Term
 from kdstream.types import Batch, Outputs
@@ -37,7 +37,7 @@ class SimilarityPreserving(Term):
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
-        UserError: a setting out of range; no teacher.
+        UserError: a setting out of range; no teacher; a single sample in a process.
     """
 
     def __init__(self, taps: Sequence[str] = ("block3",), teacher_taps: Sequence[str] | None = None):
@@ -46,6 +46,7 @@ class SimilarityPreserving(Term):
 
     def setup(self, task: Task) -> None:
         need_teacher("sp", task)
+        need_samples("sp", task, 2, "a similarity")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         return sum(

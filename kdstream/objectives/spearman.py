@@ -65,7 +65,8 @@ class Spearman(Term):
         zscore: standardise the logits of each row first.
 
     Raises:
-        UserError: a setting out of range; no teacher, one of another number of classes, or a single class.
+        UserError: a setting out of range; no teacher, or one of another number of classes; fewer than three classes,
+            over which a correlation has no gradient.
     """
 
     def __init__(

@@ -30,8 +30,9 @@ class Task:
         labels: int64 [num_samples], the class of every training sample by index; None when unknown.
         build: :func:`kdstream.models.build`, for terms that bring networks of their own.
         mean, std: by channel, in [0,1], what the images were standardised with; None when unknown.
-        smallest_batch: fewest samples that a process sees in one forward pass of the training: its slice of the
-            smallest batch, where no stage drops samples. The default stands for "enough".
+        smallest_batch: the fewest samples that one process sees in one forward pass of an epoch, for terms that compare
+            samples: the smallest batch divided among the processes, rounded down. Stages that drop samples make it
+            smaller still. None when unknown.
 
     Keep the task itself (``self.task = task``) rather than its networks: a network assigned to a term becomes a part
     of it, with its parameters.
@@ -48,7 +49,7 @@ class Task:
     build: Callable[..., nn.Module] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    smallest_batch: int = 2
+    smallest_batch: int | None = None
 
 
 @dataclass(frozen=True)

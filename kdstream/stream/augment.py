@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from kdstream.draw import uniform
 from kdstream.errors import UserError
+from kdstream.registry import nearest
 from kdstream.stream.normalize import to_unit
 from kdstream.stream.stage import Chain, batch_stage, stage
 from kdstream.types import Batch, Sample
@@ -39,16 +41,22 @@ def augment(kind: str, *args: object, **settings: object) -> Chain:
     kinds = {"cifar": _cifar, "inception": _inception, "eval": _evaluation}
     if kind not in kinds:
         raise UserError(f"augment({kind}): there is no such augmentation; known: {', '.join(kinds)}")
+    function: Callable[..., Chain] = kinds[kind]
+    known = inspect.signature(function).parameters
+    for name in settings:
+        if name not in known:
+            raise UserError(f"augment({kind}): unknown setting {name!r}: {nearest(name, known)}")
     try:
-        return kinds[kind](*args, **settings)  # type: ignore[operator]
+        return function(*args, **settings)
     except TypeError as error:
-        raise UserError(f"augment({kind}): {error}".replace(f"_{kind}()", kind)) from None
+        said = str(error).replace(f"_{kind}()", kind)
+        raise UserError(f"augment({kind}): {said}; its settings: {', '.join(known)}") from None
 
 
 def _cifar(pad: int = 4, mode: str = "zeros", flip: bool = True) -> Chain:
     if mode not in ("zeros", "reflect"):
         raise UserError(f"augment(cifar): mode is {mode!r}; it is 'zeros' or 'reflect'")
-    if not (isinstance(pad, int) and pad >= 0):
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
         raise UserError(f"augment(cifar): pad is {pad!r}; it is a number of pixels, 0 or more")
     return Chain() | crop_flip(pad=pad, mode=mode, flip=flip)
 
@@ -60,7 +68,8 @@ def _inception(
     flip: bool = True,
     jitter: Sequence[float] | None = None,
 ) -> Chain:
-    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+    pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (scale, ratio))
+    if not pairs or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise UserError(f"augment(inception): scale {scale} must lie in (0, 1], ratio {ratio} above 0, low before high")
     chain = Chain() | random_box(size=_side(size), scale=tuple(scale), ratio=tuple(ratio))
     if flip:
@@ -79,7 +88,7 @@ def _evaluation(size: int, crop: float = 0.875) -> Chain:
 
 
 def _side(size: int) -> int:
-    if not (isinstance(size, int) and size >= 1):
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise UserError(f"augment: size is {size!r}; it is a number of pixels, as in augment(inception, 224)")
     return size
 

@@ -18,7 +18,7 @@ from kdstream import jpeg
 from kdstream.draw import uniform
 from kdstream.errors import UserError
 from kdstream.hashing import name_of
-from kdstream.registry import import_object, nearest
+from kdstream.registry import import_named, nearest
 from kdstream.stream.augment import center_box, color_jitter, crop_flip, keys, random_box, random_flip
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.language import Call
@@ -126,7 +126,10 @@ def _resolve(selector: Any) -> Any:
         if isinstance(name, Random) or callable(name):
             return name
         raise UserError(f"coded: selector is {name!r}; it is hkl, fixed(50), random(50, 100) or a function")
-    found = import_object(name, "selector") if ":" in name else known.get(name)
+    if ":" in name:
+        found = import_named(name, "selector", lambda found: any(found is ours for ours in known.values()))
+    else:
+        found = known.get(name)
     if found is None:
         raise UserError(f"coded: unknown selector {name!r}: {nearest(name, known)}")
     if found in (fixed, random) or args or settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,13 @@ from typing import Any
 from kdstream.errors import UserError
 from kdstream.registry import Registry
 from kdstream.stream.stage import Chain, Stage, as_stages
+
+
+def _is_filter(found: Any) -> bool:
+    """Whether it is one of webdataset's filters, with or without its arguments."""
+    kind = type(found)
+    return kind.__module__ == "webdataset.filters" and kind.__name__ in ("RestCurried", "FilterFunction")
+
 
 STAGES = Registry(
     "stage",
@@ -20,6 +28,7 @@ STAGES = Registry(
         "teacher": "kdstream.stream.teacher:teacher",
         "normalize": "kdstream.stream.normalize:normalize",
     },
+    may_be=lambda found: isinstance(found, Stage | Chain) or _is_filter(found),
 )
 
 _DOTTED = re.compile(r"(?<![\w.\"'])([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
@@ -53,29 +62,60 @@ def parse_calls(text: str) -> list[Call]:
     Raises:
         UserError: text that is no chain.
     """
+    try:
+        return _calls(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: a zero byte, for one
+        if isinstance(error, UserError):
+            raise
+        said = (error.msg if isinstance(error, SyntaxError) else str(error)) or "too much in one another"
+        raise UserError(
+            f"stream {_short(text)} is not a chain of stages ({' '.join(said.split())}): write it like "
+            "'decode | augment(cifar) | coded(hkl, delta=10)'"
+        ) from None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
+
+
+def _calls(text: str) -> list[Call]:
     paths: list[str] = []
+    mark = "path_"
+    while mark in text:
+        mark += "_"
 
     def shelter(match: re.Match[str]) -> str:
         paths.append(match.group(0))
-        return f"path_{len(paths) - 1}_"
+        return f"{mark}{len(paths) - 1}_"
 
     def unshelter(string: str) -> str:
-        return re.sub(r"path_(\d+)_", lambda match: paths[int(match.group(1))], string)
+        return re.sub(rf"{mark}(\d+)_", lambda match: paths[int(match.group(1))], string)
 
     def name_of(node: ast.expr) -> str:
         if isinstance(node, ast.Name):
             return unshelter(node.id)
         if isinstance(node, ast.Attribute):
             return f"{name_of(node.value)}.{node.attr}"
-        raise UserError(f"stream {text!r}: expected a name")
+        raise UserError(f"stream {_short(text)}: expected a name")
+
+    def plain(constant: Any) -> Any:
+        if (
+            constant is None
+            or isinstance(constant, bool | int)
+            or (isinstance(constant, float) and math.isfinite(constant))
+        ):
+            return constant
+        raise UserError(f"stream {_short(text)}: {constant!r} is neither a finite number nor text")
 
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Call):
             return call(node)
         if isinstance(node, ast.Constant):
-            return unshelter(node.value) if isinstance(node.value, str) else node.value
+            return unshelter(node.value) if isinstance(node.value, str) else plain(node.value)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-            return -node.operand.value
+            number = plain(node.operand.value)
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                return -number
         if isinstance(node, ast.List | ast.Tuple):
             return [value(item) for item in node.elts]
         name = name_of(node)
@@ -85,8 +125,10 @@ def parse_calls(text: str) -> list[Call]:
         if not isinstance(node, ast.Call):
             return Call(name_of(node))
         if any(keyword.arg is None for keyword in node.keywords):
-            raise UserError(f"stream {text!r}: ** is not allowed")
+            raise UserError(f"stream {_short(text)}: ** is not allowed")
         settings = {str(keyword.arg): value(keyword.value) for keyword in node.keywords}
+        if len(settings) < len(node.keywords):
+            raise UserError(f"stream {_short(text)}: a setting of {name_of(node.func)} stands there twice")
         return Call(name_of(node.func), tuple(value(item) for item in node.args), settings)
 
     def flatten(node: ast.expr) -> list[Call]:
@@ -94,29 +136,28 @@ def parse_calls(text: str) -> list[Call]:
             return flatten(node.left) + flatten(node.right)
         return [call(node)]
 
-    try:
-        tree = ast.parse(_DOTTED.sub(shelter, text).strip(), mode="eval")
-    except SyntaxError as error:
-        raise UserError(
-            f"stream {text!r} is not a chain of stages ({error.msg}): write it like "
-            "'decode | augment(cifar) | coded(hkl, delta=10)'"
-        ) from None
-    return flatten(tree.body)
+    return flatten(ast.parse(_DOTTED.sub(shelter, text).strip(), mode="eval").body)
 
 
 def parse_chain(text: str) -> Chain:
     """The chain that a text describes; short names come from :data:`STAGES`, others are dotted paths with a colon.
 
+    By dotted path it may name a stage or chain of your own, a callable from iterator to iterator, one of webdataset's
+    filters, or, with arguments, a function or class of yours that gives such. Their modules are imported and, with
+    arguments, they are called: see :mod:`kdstream.registry` for what is not.
+
     Raises:
-        UserError: bad syntax, an unknown name, wrong settings.
+        UserError: bad syntax, an unknown name, wrong settings, a name of the standard library or of other tools.
     """
     chain = Chain()
     for wanted in parse_calls(text):
         found = STAGES.find(wanted.name)
+        if _is_filter(found) and getattr(found, "__name__", "") in ("_decode", "decode", "_xdecode", "xdecode"):
+            raise UserError(f"stage {wanted.name}: it unpickles what a shard may hold: use kdstream's decode")
         configured = bool(wanted.args or wanted.settings)
         if isinstance(found, Stage):
             made: Any = found(*wanted.args, **wanted.settings) if configured else found
-        elif configured or wanted.name in STAGES:
+        elif configured or wanted.name in STAGES or type(found).__name__ == "RestCurried":
             try:
                 made = found(*wanted.args, **wanted.settings)
             except TypeError as error:

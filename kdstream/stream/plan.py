@@ -91,6 +91,11 @@ class Plan:
         middle = last_two + (self.size - last_two + 1) // 2
         return (last_two, middle) if step == self.steps - 2 else (middle, self.size)
 
+    def smallest_slice(self, world: int) -> int:
+        """The fewest samples that one of ``world`` ranks gets in any step; 0 where a batch has fewer than ranks."""
+        bounds = [self.bounds(step) for step in {0, max(self.steps - 2, 0), self.steps - 1}]
+        return min((stop - start) // world for start, stop in bounds)
+
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Tensor:
         """Indices of the samples of one batch.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from kdstream.lock import alone
 from kdstream.models.export import save_student
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
+from kdstream.safe_yaml import parse_yaml, read_yaml
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
@@ -159,10 +159,10 @@ class Trainer:
             )
         changed: list[str] = []
         try:
-            old = yaml.safe_load((self.folder / "recipe.yaml").read_text())
-            new = yaml.safe_load(self.recipe.to_yaml())
+            old = read_yaml(self.folder / "recipe.yaml")
+            new = parse_yaml(self.recipe.to_yaml(), "recipe.yaml:")
             changed = _differences(old, new)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        except (UserError, TypeError):  # TypeError: keys that are no text
             pass
         what = f"(different: {', '.join(changed[:4])})" if changed else "(other data or another teacher)"
         raise UserError(

@@ -18,7 +18,6 @@ from typing import Any
 import accelerate
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -31,6 +30,7 @@ from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
+from kdstream.safe_yaml import read_yaml
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
@@ -407,8 +407,8 @@ def _has_split(folder: Path, split: str) -> bool:
 def _places(folder: Path, recipe: Recipe) -> list[Path]:
     """The folders of an output folder that exist: those of its runs, as they are and as they were, and itself."""
     names = set(recipe.runs)
-    with contextlib.suppress(yaml.YAMLError, ValueError, TypeError):  # UserError is a ValueError
-        names |= set(make_recipe(yaml.safe_load((folder / MARK).read_text(encoding="utf-8")), MARK).runs)
+    with contextlib.suppress(UserError, TypeError):
+        names |= set(make_recipe(read_yaml(folder / MARK), MARK).runs)
     return [place for name in sorted(names) if (place := folder / run_folder(name)).is_dir()] + [folder]
 
 

@@ -55,6 +55,12 @@ def prepare(
     Raises:
         UserError: what the terms cannot work with; a teacher whose answer is not finite.
     """
+    smallest = Plan(len(train), recipe.batch_size).smallest_slice(world)
+    if smallest == 0:
+        raise UserError(
+            "the smallest batch of an epoch has fewer samples than there are processes: raise batch_size, or use fewer "
+            "processes"
+        )
     if probe.teacher is not None:
         for name, value in {"logits": probe.teacher.logits, **probe.teacher.features}.items():
             if not value.isfinite().all():
@@ -83,17 +89,11 @@ def prepare(
         build=build,
         mean=train.mean,
         std=train.std,
-        smallest_batch=smallest_slice(Plan(len(train), recipe.batch_size), world),
+        smallest_batch=smallest,
     )
     for _, _, term in terms:
         term.setup(task)
     return network, student, asked
-
-
-def smallest_slice(plan: Plan, world: int) -> int:
-    """Fewest samples that one of ``world`` processes gets of any batch (the last two share what is left)."""
-    first, last = (plan.bounds(step) for step in (0, plan.steps - 1))
-    return min(stop - start for start, stop in (first, last)) // world
 
 
 def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:

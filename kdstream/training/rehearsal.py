@@ -14,6 +14,7 @@ from kdstream.errors import UserError
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
+from kdstream.stream.plan import Plan
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
@@ -90,7 +91,7 @@ def _rehearse(
     val: ShardSet | None,
     layout: torch.memory_format,
 ) -> Teacher | None:
-    device = accelerator.device
+    device, world = accelerator.device, accelerator.num_processes
     terms = parse_loss(recipe.loss)
     given: dict[str, Any] = {}
     tapped_teacher, statistics = None, None
@@ -109,7 +110,7 @@ def _rehearse(
         wanted = wanted.model_copy(update={"options": without_weights(wanted.model, wanted.options)})
     network = make_student(wanted, train.num_classes, train.classes)
     network, student, asked_teacher = prepare(
-        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe, accelerator.num_processes
+        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe, world
     )
     if asked_teacher is not None:
         asked_teacher.to(device)
@@ -118,6 +119,8 @@ def _rehearse(
     for stage in distiller.stages():
         with accelerator.autocast():
             begin(distiller, stage, probe, larger)
+            if stage.trains == "student" and Plan(len(train), recipe.batch_size).smallest_slice(world) == 1:
+                _try_one(distiller, probe)
     for _, _, term in reversed(terms):
         network = term.deploy(network)
     peers = {name: peer for _, _, term in terms for name, peer in term.peers().items()}
@@ -131,6 +134,24 @@ def _rehearse(
         return None
     exported = settings.Teacher(taps=recipe.student.taps)
     return Teacher(network.requires_grad_(False).eval().cpu(), exported, None, None, hash="")
+
+
+def _try_one(distiller: Distiller, probe: Batch) -> None:
+    """A step's forward pass over a single sample, of which BatchNorm has no statistics where a map has one position.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    try:
+        with torch.no_grad():
+            distiller.train()(probe.map_tensors(lambda values: values[:1]))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "the smallest batch of an epoch gives a process a single sample, of which BatchNorm has no statistics at a "
+            "map's only position: raise batch_size, or use fewer processes"
+        ) from None
 
 
 def _uncoded(chain: Chain) -> Chain:

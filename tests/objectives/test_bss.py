@@ -267,7 +267,7 @@ def test_tasks_that_cannot_be_attacked():
     with pytest.raises(UserError, match=r"bss: the student has 4 classes and the teacher 3"):
         BoundarySupportingSamples().setup(Task(4, 8, 1, logits, Outputs(torch.zeros(2, 3))))
     one = Outputs(torch.zeros(2, 1))
-    with pytest.raises(UserError, match=r"bss: there is one class only"):
+    with pytest.raises(UserError, match=r"bss: an answer to learn from needs at least 2, the student has 1"):
         BoundarySupportingSamples().setup(Task(1, 8, 1, one, one))
     for given_ in ({"clip": None}, {"max_eps": 16}):
         with pytest.raises(UserError, match=r"bss: .* takes the images' mean and standard deviation"):

@@ -333,7 +333,7 @@ def test_banks_and_tables_are_not_sent_at_every_step():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feat_dim": 0}, "crd: feat_dim must be a whole number >= 1, got 0"),
+        ({"feat_dim": 0}, "crd: feat_dim must be a whole number >= 2, got 0"),
         ({"nce_k": 2.5}, "crd: nce_k must be a whole number >= 1, got 2.5"),
         ({"nce_t": 0.01}, "crd: nce_t must be a finite number >= 0.02, got 0.01"),
         ({"nce_m": 1.5}, "crd: nce_m is a share of the old row, in 0..1, got 1.5"),

@@ -118,7 +118,11 @@ def test_dotted_path(my_losses):
         (None, "loss must map objectives to weights or settings, such as {ce: 0.1, kd: 0.9}; got None"),
         ({4: 1}, "loss: the name of an objective must be text, got 4; known: "),
         ({"no_such_module:Loss": 1}, "loss: objective 'no_such_module:Loss': cannot import module 'no_such_module'"),
-        ({"math:pi": 1}, "loss.math:pi: not a subclass of kdstream.objectives.Term, but 3.14"),
+        ({"math:pi": 1}, "loss: objective 'math:pi': Python's standard library has no objectives"),
+        ({"torch.nn:MSELoss": 1}, "loss.torch.nn:MSELoss: not a subclass of kdstream.objectives.Term, but <class"),
+        ({"kd": 10**400}, "loss.kd: weight must be a finite number >= 0, got"),
+        ({"at": {"p": 10**400}}, "at: p must be a whole number >= 1"),
+        ({"ce": 0, "kd": 0}, "loss: every weight is 0"),
     ],
 )
 def test_mistakes(loss, message):
