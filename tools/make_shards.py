@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
@@ -22,12 +25,13 @@ from kdstream.command import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.stream.convert import Conversion, make_shards, parse_size
 from kdstream.stream.dataset_info import SplitInfo
+from kdstream.stream.image_file import MAX_PIXELS
 from kdstream.stream.shards import verify
 from kdstream.terminal import say_error, visible
 
 EPILOG = """sources:
   digits             1,797 handwritten digits that ship with scikit-learn
-  imagefolder:DIR    DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE with val/ and test/ beside it
+  imagefolder:DIR    DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE with val/ and test/ beside it, or DIR/CLASS/train/IMAGE
   cifar10[:DIR]      CIFAR-10 through torchvision, from DIR, downloaded when absent
   cifar100[:DIR]     CIFAR-100, likewise
   csv:FILE           a table with the columns path, label and, if you like, split
@@ -49,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each split, chosen by the seed")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at unreadable images")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="greater images count as unreadable (default: %(default)s)",
+    )
     parser.add_argument("--force", action="store_true", help="replace what make_shards made in DEST before")
     parser.add_argument("--verify", metavar="DEST", help="check the checksums of a data set folder, and nothing else")
     parser.add_argument("--decode", action="store_true", help="with --verify: decode every image too")
@@ -98,6 +109,7 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
         seed=options.seed,
         limit=options.limit,
         on_error=options.on_error,
+        max_pixels=options.max_pixels,
         force=options.force,
         console=console,
     )
@@ -137,8 +149,16 @@ def _verify(dest: str, decode: bool, console: Console) -> None:
     )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a conversion as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
     console = Console()
     try:
         options = _parser().parse_args(arguments)
@@ -150,16 +170,24 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("name a SOURCE and a DEST, as in: python tools/make_shards.py digits shards/digits")
         else:
             _convert(options, console)
+        sys.stdout.flush()
     except UserError as error:
         say_error(f"make_shards: {error}")
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:  # the data set is made or not, as its folder says; but the output cannot be shown
+        say_error(f"make_shards: cannot write the output: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written would fail again at the end
+        return 2
+    except KeyboardInterrupt as stopped:
         kept = "" if options.verify else ": finished shards are kept, run the same command again to continue"
-        say_error(f"make_shards: interrupted{kept}")
-        return 130
+        terminated = isinstance(stopped, _Terminated)
+        say_error(f"make_shards: {'terminated' if terminated else 'interrupted'}{kept}")
+        return 143 if terminated else 130
     return 0
 
 
 if __name__ == "__main__":
     imported()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job as well
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -13,11 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 import kdstream
 from kdstream.atomic import write_atomic
@@ -34,10 +38,12 @@ from kdstream.stream.dataset_info import (
     fingerprint,
     load_dataset_info,
 )
+from kdstream.stream.image_file import MAX_PIXELS
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import BLOCK, IndexBuilder
 from kdstream.stream.shards import record_checksums
 from kdstream.stream.sources import Source, Split, open_source
+from kdstream.stream.split import Source, Split
 from kdstream.stream.writer import ShardRecord, unreadable, write_shard
 
 if TYPE_CHECKING:
@@ -48,6 +54,15 @@ SHARD_SIZE = 100_000_000
 PLAN_FILE = "plan.json"
 SHARD_NAME, INDEX_NAME = r"[A-Za-z0-9_]+-[0-9]{6}\.tar", r"[A-Za-z0-9_]+\.index\.npz"
 MAX_SHARDS = 1_000_000  # names have six digits
+LOCK_SECONDS = 5  # workers of a killed conversion need a moment to notice
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_ADJUSTED = {
+    "orientation": "are turned upright, as their EXIF data says",
+    "alpha": "have transparent parts, which become white",
+    "depth": "have more than 8 bits a channel, of which the upper 8 are used",
+    "frames": "have several frames, of which the first is used",
+    "format": "are of another format than their name says",
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ def make_shards(
     seed: int = 0,
     limit: int | None = None,
     on_error: str = "stop",
+    max_pixels: int = MAX_PIXELS,
     force: bool = False,
     console: Console | None = None,
 ) -> Conversion:
@@ -101,55 +117,67 @@ def make_shards(
         seed: of the shuffle.
         limit: the first so many images of each split, after the shuffle.
         on_error: "stop" at an image that cannot be decoded, or "skip" it and note it in dataset.json.
+        max_pixels: images of more count as unreadable.
         force: replace what stands in ``dest``, if it was made by this function.
         console: where a progress bar is shown; None: nowhere.
 
     Raises:
         UserError: bad arguments or source; ``dest`` holds something else; an image cannot be decoded; disk full.
     """
-    _check_arguments(shard_size, shard_count, processes, limit, on_error)
+    _check_arguments(shard_size, shard_count, processes, limit, max_pixels, on_error)
     folder = Path(os.path.abspath(os.path.expanduser(os.fspath(dest))))
-    _check_folder(folder, force)
-    with console.status(f"reading {source}") if console is not None else contextlib.nullcontext():
-        opened = open_source(source, splits)
-        if opened.root is not None and folder.is_relative_to(opened.root):
-            raise UserError(f"{folder} lies inside the source {opened.root}: name a folder outside of it")
-        jobs = {
-            name: _Job.plan(name, split, seed, limit, shard_size, shard_count) for name, split in opened.splits.items()
-        }
-    plan = _plan_record(opened, jobs, seed, limit)
+    try:
+        _check_folder(folder, force)
+        with console.status(f"reading {source}") if console is not None else contextlib.nullcontext():
+            opened = open_source(source, splits)
+            if opened.root is not None and folder.is_relative_to(opened.root):
+                raise UserError(f"{folder} lies inside the source {opened.root}: name a folder outside of it")
+            jobs = {
+                name: _Job.plan(name, split, seed, limit, shard_size, shard_count)
+                for name, split in opened.splits.items()
+            }
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
+    if on_error == "stop":
+        _check_readable(jobs)
+    plan = _plan_record(opened, jobs, seed, limit, max_pixels)
+    options = {
+        "splits": list(jobs),
+        "shard_size": shard_size,
+        "shard_count": shard_count,
+        "seed": seed,
+        "limit": limit,
+        "on_error": on_error,
+        "max_pixels": max_pixels,
+    }
     try:
         (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with _locked(folder):
-        if (folder / DATASET_FILE).exists() and _stored_plan(folder) == plan:
-            # Killed after the last file was written, before the work folder was removed.
+        with _locked(folder):
+            if (folder / DATASET_FILE).exists() and _stored_plan(folder) == plan:
+                # Killed after the last file was written, before the work folder was removed.
+                kept, converted, seconds = 0, 0, 0.0
+                info = load_dataset_info(folder)
+            else:
+                _prepare(folder, plan, force)
+                begin, started = time.monotonic(), time.time_ns()
+                kept, converted = _write_all(folder, jobs, processes, on_error == "skip", max_pixels, console)
+                seconds = time.monotonic() - begin
+                info = DatasetInfo(
+                    schema=SCHEMA,
+                    classes=opened.classes,
+                    splits={name: _finish_split(folder, job) for name, job in jobs.items()},
+                    source=opened.name,
+                    made={"by": f"kdstream {kdstream.__version__}", "options": options},
+                )
+                info.save(folder)
+                record_checksums(folder, info, started)
             _remove_work(folder)
-            return Conversion(folder, load_dataset_info(folder), 0, 0, 0.0, opened.notes)
-        _prepare(folder, plan, force)
-        begin, started = time.monotonic(), time.time_ns()
-        kept, converted = _write_all(folder, jobs, processes, on_error == "skip", console)
-        seconds = time.monotonic() - begin
-        options = {
-            "splits": list(jobs),
-            "shard_size": shard_size,
-            "shard_count": shard_count,
-            "seed": seed,
-            "limit": limit,
-            "on_error": on_error,
-        }
-        info = DatasetInfo(
-            schema=SCHEMA,
-            classes=opened.classes,
-            splits={name: _finish_split(folder, job) for name, job in jobs.items()},
-            source=opened.name,
-            made={"by": f"kdstream {kdstream.__version__}", "options": options},
-        )
-        info.save(folder)
-        record_checksums(folder, info, started)
-        _remove_work(folder)
-    return Conversion(folder, info, converted, kept, seconds, opened.notes)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}{where}; mend that, then the same command continues"
+        ) from error
+    return Conversion(folder, info, converted, kept, seconds, opened.notes + _adjusted_notes(info))
 
 
 def parse_size(text: str) -> int:
@@ -213,9 +241,35 @@ class _Job:
         return self.order[k * n // self.shards : (k + 1) * n // self.shards]
 
 
-def _plan_record(source: Source, jobs: dict[str, _Job], seed: int, limit: int | None) -> dict[str, Any]:
+def _check_readable(jobs: Mapping[str, _Job]) -> None:
+    """Refuse files that cannot be read before the work begins, as far as that is known."""
+    refused = [(job.images, i) for job in jobs.values() if job.images.refused for i in job.order]
+    refused = [(images, i) for images, i in refused if i in images.refused]
+    if not refused:
+        return
+    images, i = min(refused, key=lambda one: one[0].where(one[1]))
+    kinds = Counter(images.refused[i].partition(":")[0] for images, i in refused)
+    others = f" (one of {len(refused):,} such files: {', '.join(f'{n:,} x {kind}' for kind, n in kinds.most_common())})"
+    place = images.where(i).encode("utf-8", "backslashreplace").decode()
+    raise unreadable(place, f"it is {images.refused[i]}{others if len(refused) > 1 else ''}")
+
+
+def _adjusted_notes(info: DatasetInfo) -> list[str]:
+    """What is done to images when they are read, one line a split."""
+    notes = []
+    for name, split in info.splits.items():
+        said = [f"{split.adjusted[what]:,} {text}" for what, text in _ADJUSTED.items() if what in split.adjusted]
+        if said:
+            notes.append(f"of the images in {name}, {'; '.join(said)}; the files are stored as they are")
+    return notes
+
+
+def _plan_record(
+    source: Source, jobs: dict[str, _Job], seed: int, limit: int | None, max_pixels: int
+) -> dict[str, Any]:
     """Everything that the bytes of the shards depend on: a half-made folder is continued by an equal plan only."""
-    return {
+    more = {} if max_pixels == MAX_PIXELS else {"max_pixels": max_pixels}  # plans of old did not know it
+    return more | {
         "schema": SCHEMA,
         "source": source.name.partition(":")[0],
         "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest(),
@@ -230,7 +284,7 @@ def _plan_record(source: Source, jobs: dict[str, _Job], seed: int, limit: int | 
 def _stored_plan(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / WORK_FOLDER / PLAN_FILE).read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -238,6 +292,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     for name in ("schema", "source", "splits", "seed", "limit", "shards"):
         if old.get(name) != new[name]:
             return f"by another command ({name} {_plain(old.get(name))}, now {_plain(new[name])})"
+    if old.get("max_pixels") != new.get("max_pixels"):
+        return "with another --max-pixels"
     return "from other images: the source has changed since"
 
 
@@ -249,7 +305,12 @@ def _plain(value: Any) -> str:
 
 
 def _check_arguments(
-    shard_size: int | None, shard_count: int | None, processes: int | None, limit: int | None, on_error: str
+    shard_size: int | None,
+    shard_count: int | None,
+    processes: int | None,
+    limit: int | None,
+    max_pixels: int,
+    on_error: str,
 ) -> None:
     if shard_size is not None and shard_count is not None:
         raise UserError("give a shard size or a shard count, not both")
@@ -258,6 +319,7 @@ def _check_arguments(
         ("shard count", shard_count),
         ("number of processes", processes),
         ("limit", limit),
+        ("number of pixels", max_pixels),
     ):
         if value is not None and value < 1:
             raise UserError(f"the {what} must be at least 1, not {value}")
@@ -297,25 +359,25 @@ def _finished(folder: Path) -> UserError:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One conversion at a time in a folder. The lock dies with the process, and with the last of its workers."""
+    """One conversion at a time in a folder. The lock ends with the process, however that ends."""
+    lock = FileLock(folder / WORK_FOLDER / "lock")
+    held = False
     try:
-        import fcntl
-    except ImportError:  # not on this system; then two conversions at once are the user's own fault
+        lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.1)
+        held = True
+    except Timeout:
+        raise UserError(f"another make_shards is writing to {folder}: wait for it, or stop it") from None
+    except NotImplementedError:  # a file system without locks; then two at once are the user's own fault
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
         yield
-        return
-    with open(folder / WORK_FOLDER / "lock", "wb") as file:
-        deadline = time.monotonic() + 5  # workers of a killed conversion need a moment to notice
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"another make_shards is writing to {folder}: wait for it, or stop it") from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-        yield
+    finally:
+        if held:
+            with contextlib.suppress(OSError):
+                lock.release(force=True)
 
 
 def _prepare(folder: Path, plan: dict[str, Any], force: bool) -> None:
@@ -348,12 +410,14 @@ def _prepare(folder: Path, plan: dict[str, Any], force: bool) -> None:
 
 
 def _remove_work(folder: Path) -> None:
-    """The plan goes after the records: as long as it is there, the same command knows that it had finished."""
+    """The plan goes after the records: as long as it is there, the same command knows that it had finished. The set is
+    whole by now: what cannot be removed stays."""
     work = folder / WORK_FOLDER
-    for path in work.iterdir():
-        if path.name not in (PLAN_FILE, "lock"):
-            path.unlink()
-    shutil.rmtree(work)
+    with contextlib.suppress(OSError):
+        for path in work.iterdir():
+            if path.name not in (PLAN_FILE, "lock"):
+                path.unlink()
+        shutil.rmtree(work)
 
 
 # ---- writing
@@ -370,7 +434,12 @@ class _Task:
 
 
 def _write_all(
-    folder: Path, jobs: dict[str, _Job], processes: int | None, skip_errors: bool, console: Console | None
+    folder: Path,
+    jobs: dict[str, _Job],
+    processes: int | None,
+    skip_errors: bool,
+    max_pixels: int,
+    console: Console | None,
 ) -> tuple[int, int]:
     """Write what is missing. Returns (shards that were there, images of the shards that were not)."""
     tasks: list[_Task] = []
@@ -388,20 +457,23 @@ def _write_all(
         few = sum(len(task.images) for task in tasks) < 4000  # done before a second process has started
         processes = 1 if few else _cores()
     if console is None:
-        _run(tasks, len(jobs), processes, skip_errors, lambda counts: None)
+        _run(tasks, len(jobs), processes, skip_errors, max_pixels, lambda counts: None)
     else:
         from kdstream.stream.convert_progress import conversion_progress
 
         totals = {name: len(job.order) for name, job in jobs.items()}
         with conversion_progress(console, totals, present) as (start, update):
-            _run(tasks, len(jobs), processes, skip_errors, update, start)
+            _run(tasks, len(jobs), processes, skip_errors, max_pixels, update, start)
     return kept, sum(len(task.images) for task in tasks)
 
 
 def _is_finished(path: Path, record_path: Path, skip_errors: bool) -> bool:
     if not (path.is_file() and record_path.is_file()):
         return False
-    record = ShardRecord.load(record_path)
+    try:
+        record = ShardRecord.load(record_path)
+    except (ValueError, KeyError, TypeError):  # damaged: the shard is written anew
+        return False
     if path.stat().st_size != record.bytes:
         return False
     if record.skipped and not skip_errors:
@@ -418,6 +490,7 @@ def _run(
     splits: int,
     processes: int,
     skip_errors: bool,
+    max_pixels: int,
     update: Callable[[Sequence[int]], None],
     start: Callable[[], None] = lambda: None,
 ) -> None:
@@ -432,7 +505,7 @@ def _run(
                 if sum(counts) % 64 == 0:
                     update(counts)
 
-            write_shard(task.images, task.path, task.record_path, skip_errors, tick)
+            write_shard(task.images, task.path, task.record_path, skip_errors, tick, max_pixels)
         update(counts)
         return
     # Forked workers inherit the lists of files and need no import of the caller's script.
@@ -440,7 +513,9 @@ def _run(
     context: Any = multiprocessing.get_context(method)
     counts, turn, errors = context.Array("q", splits), context.Value("q", 0), context.SimpleQueue()
     workers = [
-        context.Process(target=_work, args=(tasks, turn, counts, errors, skip_errors, os.getpid()), daemon=True)
+        context.Process(
+            target=_work, args=(tasks, turn, counts, errors, skip_errors, max_pixels, os.getpid()), daemon=True
+        )
         for _ in range(min(processes, len(tasks)))
     ]
     try:
@@ -470,7 +545,9 @@ def _run(
                 worker.join()
 
 
-def _work(tasks: Sequence[_Task], turn: Any, counts: Any, errors: Any, skip_errors: bool, parent: int) -> None:
+def _work(
+    tasks: Sequence[_Task], turn: Any, counts: Any, errors: Any, skip_errors: bool, max_pixels: int, parent: int
+) -> None:
     """A worker: takes the next shard until there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -488,9 +565,9 @@ def _work(tasks: Sequence[_Task], turn: Any, counts: Any, errors: Any, skip_erro
                 counts.get_obj()[split] += 1
 
         try:
-            write_shard(task.images, task.path, task.record_path, skip_errors, tick)
-        except UserError as error:
-            errors.put(str(error))
+            write_shard(task.images, task.path, task.record_path, skip_errors, tick, max_pixels)
+        except (UserError, OSError, MemoryError) as error:
+            errors.put(str(error) or type(error).__name__)
             raise SystemExit(1) from None
 
 
@@ -531,4 +608,5 @@ def _finish_split(folder: Path, job: _Job) -> SplitInfo:
         std=std,
         shards=shards,
         skipped=skipped,
+        adjusted=dict(sorted(stats.adjusted.items())),
     )

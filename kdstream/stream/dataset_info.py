@@ -52,7 +52,7 @@ class ImageSizes(_Strict):
 
 
 class SplitInfo(_Strict):
-    """One split: its shards and what was measured over its images."""
+    """One split: its shards and what was measured over its images; ``adjusted`` as in ImageStats."""
 
     count: int = Field(ge=0)
     index: str = Field(pattern=r"^[^/\x00]+\.npz$")
@@ -62,6 +62,7 @@ class SplitInfo(_Strict):
     std: Channels
     shards: list[ShardInfo] = Field(min_length=1)
     skipped: list[SkippedInfo] = []
+    adjusted: dict[str, int] = {}
 
 
 class DatasetInfo(_Strict):

@@ -59,7 +59,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageRefused: none of these; more pixels; other claims out of all proportion to the file.
         OSError, ValueError, SyntaxError, EOFError: a damaged file; also when the pixels are read.
     """
-    name = _format(data)
+    name = format_of(data)
     if name == "PNG":
         data = _without_metadata(data)
     elif name == "TIFF":
@@ -82,7 +82,12 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def _format(data: bytes) -> str:
+def format_of(data: bytes) -> str:
+    """Pillow's name of the format that a file's first bytes are of.
+
+    Raises:
+        ImageRefused: none that is read.
+    """
     if "AVIF" not in Image.OPEN:
         Image.init()
     prefix = data[:16]

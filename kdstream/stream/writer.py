@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -12,14 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from kdstream.atomic import sync_folder, write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.image_file import open_image
+from kdstream.stream.image_file import EXTENSIONS, MAX_PIXELS, ImageRefused, format_of, open_image
 from kdstream.stream.image_stats import ImageStats
-from kdstream.stream.index import BLOCK
-from kdstream.stream.sources import Item, Split
+from kdstream.stream.index import BLOCK, IMAGE_EXTENSIONS
+from kdstream.stream.split import Item, Split
+
+_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+_SYSTEM |= {errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR}
+"""Failures to read that say nothing of the file: what was asked for is not done by leaving it out."""
 
 
 @dataclass
@@ -60,6 +64,7 @@ def write_shard(
     record_path: Path,
     skip_errors: bool = False,
     tick: Callable[[], None] = lambda: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> ShardRecord:
     """Write ``images`` as the shard ``path`` and what is in it as ``record_path``.
 
@@ -69,6 +74,7 @@ def write_shard(
     Args:
         skip_errors: leave out images that cannot be decoded, and note them, instead of raising.
         tick: called after each image.
+        max_pixels: greater images count as unreadable.
 
     Raises:
         UserError: an image cannot be decoded; the shard cannot be written (disk full, no permission).
@@ -79,7 +85,7 @@ def write_shard(
         with open(temporary, "wb", buffering=1 << 20) as file:
             tar = _TarWriter(file)
             for i in range(len(images)):
-                item = _read(images, i, record, skip_errors)
+                item = _read(images, i, record, skip_errors, max_pixels)
                 if item is not None:
                     # Neighbours with one key are one sample to every reader of WebDataset.
                     members = [
@@ -99,7 +105,8 @@ def write_shard(
             f"cannot write shard {path}: {error.strerror or error}; mend that, then the same command continues"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what stays is removed when the conversion goes on
+            temporary.unlink(missing_ok=True)
     return record
 
 
@@ -108,24 +115,47 @@ def unreadable(file: str, reason: str) -> UserError:
     return UserError(f"cannot read image {file}: {reason}; mend or remove it, or leave such files out: --on-error skip")
 
 
-def _read(images: Split, i: int, record: ShardRecord, skip_errors: bool) -> Item | None:
+def _read(images: Split, i: int, record: ShardRecord, skip_errors: bool, max_pixels: int) -> Item | None:
+    """Image i, counted in the record; None when it is unreadable and may be left out."""
     try:
         item = images[i]
-        with open_image(item.data) as image:
+        if i in images.refused:
+            raise ImageRefused(images.refused[i])
+        with open_image(item.data, max_pixels) as image:
             record.stats.add(image)
-        return item
+        name = EXTENSIONS[format_of(item.data)]
+        if _family(item.extension) != _family(name):
+            record.stats.add_adjusted("format")
+        # A shard's readers know images by the extension.
+        return item if item.extension in IMAGE_EXTENSIONS else item._replace(extension=name)
+    except MemoryError as error:
+        raise UserError(f"not enough memory for image {_place(images, i)}: use fewer --processes") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
-        file = images.where(i).encode("utf-8", "backslashreplace").decode()
-        reason = _reason(error)
+        if isinstance(error, OSError) and error.errno in _SYSTEM:
+            raise UserError(
+                f"cannot read image {_place(images, i)}: {error.strerror}; mend that, then the same command continues"
+            ) from error
+        file, reason = _place(images, i), _reason(error)
     if not skip_errors:
         raise unreadable(file, reason)
     record.skipped.append((file, reason))
     return None
 
 
+def _place(images: Split, i: int) -> str:
+    return images.where(i).encode("utf-8", "backslashreplace").decode()
+
+
+def _family(extension: str) -> str:
+    """The format that an extension stands for."""
+    same = {"tiff": "tif", "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "jpeg": "jpg", "jpe": "jpg", "jfif": "jpg"}
+    return same.get(extension, extension)
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "no image format that Pillow knows"  # Pillow's own text names a buffer's address, never the same
+    if isinstance(error, ImageRefused):
+        more = "; --max-pixels allows more" if "allowed" in str(error) else ""
+        return f"it is {error}{more}"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())
 

@@ -19,7 +19,8 @@ from webdataset.tariterators import base_plus_ext
 from kdstream.errors import UserError
 from kdstream.stream.convert import make_shards
 from kdstream.stream.shards import open_shards
-from kdstream.stream.sources import cifar, open_source, unique_keys
+from kdstream.stream.sources import cifar, open_source
+from kdstream.stream.split import unique_keys
 
 
 def write_image(path: Path, seed: int = 0) -> Path:
@@ -95,7 +96,6 @@ def test_imagefolder_with_splits(tmp_path):
     assert list(open_source(f"imagefolder:{tmp_path}", ["train", "extra"]).splits) == ["train", "extra"]
     assert "no split 'nope'" in message(f"imagefolder:{tmp_path}", ["train", "nope"])
     write_image(tmp_path / "val" / "c" / "0.jpg")
-    assert "'val' has the folder 'c', 'train' has not" in message(f"imagefolder:{tmp_path}", ["train", "val"])
 
 
 def test_imagefolder_follows_links_but_not_in_circles(tmp_path):
@@ -180,7 +180,7 @@ def test_csv_with_numbers_and_no_header(tmp_path):
         ("path,label\n", "has no rows"),
         ("img/a.jpg\n", "line 1: 1 columns instead of 2"),
         ("path,label\nimg/a.jpg,x\nimg/nope.jpg,x\n", "line 3: there is no file"),
-        ("image,class\nimg/a.jpg,x\n", "a header must name the columns path and label"),
+        ("photo,bird\nimg/a.jpg,x\n", "a header must name the columns path and label (seen: 'photo', 'bird')"),
         ("img/a.jpg,\n", "line 1: the label is empty"),
         (",x\n", "line 1: the path is empty"),
         ("path,label,split\nimg/a.jpg,x,my split\n", "split 'my split' is no name"),

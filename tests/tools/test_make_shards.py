@@ -321,9 +321,12 @@ def test_other_formats_and_rotations_pass_through(tmp_path):
     image.convert("RGBA").save(folder / "alpha.png")
     image.convert("P").save(folder / "few.gif")
     image.save(folder / "bits.BMP")
-    make_shards(f"imagefolder:{tmp_path / 'in'}", tmp_path / "set")
+    made = make_shards(f"imagefolder:{tmp_path / 'in'}", tmp_path / "set")
+    split = made.info.splits["train"]
+    assert (split.image_size.min, split.image_size.max) == ((6, 6), (9, 9))  # one of them is upright, and so counted
+    assert split.adjusted == {"orientation": 1}
+    assert any("1 are turned upright, as their EXIF data says" in note for note in made.notes)
     shards = open_shards(tmp_path / "set" / "train")
-    assert shards.image_size == (6, 9)
     files = {f"cat/{path.stem}": path for path in folder.iterdir()}
     for i in range(len(shards)):
         sample = shards.read(i)
