@@ -42,7 +42,7 @@ from kdstream.stream.image_file import MAX_PIXELS
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import BLOCK, IndexBuilder
 from kdstream.stream.shards import record_checksums
-from kdstream.stream.sources import Source, Split, open_source
+from kdstream.stream.sources import open_source
 from kdstream.stream.split import Source, Split
 from kdstream.stream.writer import ShardRecord, unreadable, write_shard
 
