@@ -348,6 +348,48 @@ settings = st.fixed_dictionaries(
 )
 
 
+# --- addresses
+
+
+def test_what_gives_access_to_an_address_is_neither_kept_nor_shown():
+    secret = "https://me:SECRET@host.org/a.pth?token=SECRET"
+    made = recipe(teacher=secret, student={"model": "resnet8", "weights": secret}, runs={"a": {"student": secret}})
+    assert made.teacher.weights == made.student.weights == secret
+    assert "SECRET" not in made.to_yaml()
+    assert made.shown()["teacher"]["weights"] == made.shown()["student"]["weights"] == "https://host.org/a.pth"
+    assert made.runs["a"]["student"] == secret
+
+
+def test_a_new_token_is_no_other_training_but_another_students_weights_are():
+    def of(teacher, student="https://host/s.pth"):
+        return recipe(teacher=teacher, student={"model": "resnet8", "weights": student}).fingerprint()
+
+    plain = of("https://host/a.pth")
+    assert plain == of("https://me:secret@host/a.pth?token=1") == of("https://host/a.pth?token=2")
+    assert plain != of("https://host/b.pth")
+    assert plain == of("https://host/a.pth", "https://me:secret@host/s.pth")
+    assert len({plain, *(of("https://host/a.pth", f"https://host/s.pth?id={i}") for i in range(2))}) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher=https://host/a.pth?SECRET", "student=resnet8"],
+        ["https://me:SECRET@host/a.pth"],
+        ["teacher=[https://host/?SECRET"],
+        ["epochs=https://host/?SECRET"],
+        ["epochs.a.b=https://host/?SECRET"],
+    ],
+)
+def test_secrets_in_overrides(overrides):
+    try:
+        made = load_recipe("quickstart", overrides)
+        assert "SECRET" not in str(made.folder())
+        assert "host_a.pth" in str(made.folder())
+    except UserError as error:
+        assert "SECRET" not in str(error)  # noqa: PT017
+
+
 @given(settings)
 def test_a_recipe_as_yaml_is_the_same_recipe(given_settings):
     made = make_recipe(given_settings, "test")

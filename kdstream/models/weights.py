@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import reprlib
 import zipfile
@@ -173,11 +174,17 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
         return None
     timm = _TIMM_CANDIDATES if from_timm.installed() else ()
     for name in (*MODELS, *_TORCHVISION_CANDIDATES, *timm):
-        with torch.device("meta"):  # shapes only: no memory, no initialisation
-            own = build(name, len(matrices[-1]) or 1).state_dict()
+        own = _candidate(name, len(matrices[-1]) or 1)
         if _shapes(_renamed(state, own)) == _shapes(own):
             return name
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def _candidate(name: str, num_classes: int) -> Mapping[str, Tensor]:
+    """A network's state dict on the meta device: shapes only, no memory, no initialisation."""
+    with torch.device("meta"):
+        return build(name, num_classes).state_dict()
 
 
 def count_classes(state: Mapping[str, Tensor], name: str, **kw: Any) -> int | None:

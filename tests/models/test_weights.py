@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ from torch import nn
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
+from kdstream.models.pretrained import load_network
 from kdstream.models.weights import load_weights, read_weights, recognise
 
 
@@ -265,3 +267,67 @@ def test_the_hash_sees_every_value_and_name():
     assert len({first, second, weights_hash(module)}) == 3
     assert weights_hash(nn.ParameterDict({"a": torch.ones(2)})) != weights_hash(nn.ParameterDict({"b": torch.ones(2)}))
     assert weights_hash(nn.Linear(2, 2).bfloat16()) != first
+
+
+# --- files that claim more than they are
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_is(tmp_path):
+    path = tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(10_000_000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"bomb\.pth has \d+ bytes and unpacks to 40\d+: refused"):
+        read_weights(path)
+    assert read_weights(tmp_path / "plain.pth")["weight"].shape == (10_000_000,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_number_repeated_for_ever(tmp_path, legacy):
+    state = {**teacher().state_dict(), "fc.weight": torch.zeros(1).expand(10**12, 64), "fc.bias": torch.zeros(1)}
+    torch.save(state, tmp_path / "wide.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"wide\.pth: fc\.weight claims 64000000000000 numbers and has fewer"):
+        load_network(tmp_path / "wide.pth", model="resnet8")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta")], ids=["sparse", "meta"]
+)
+def test_tensors_that_are_no_plain_ones(tmp_path, value):
+    torch.save({"weight": value}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"odd\.pth: weight is no plain tensor"):
+        read_weights(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.complex64, torch.bool])
+def test_weights_that_are_no_floats(tmp_path, kind):
+    state = teacher().state_dict()
+    state["fc.weight"] = torch.ones_like(state["fc.weight"]).to(kind)
+    torch.save(state, tmp_path / "coded.pth")
+    with pytest.raises(UserError, match=r"coded\.pth has fc\.weight as torch\.\w+, which are no weights"):
+        load_weights(teacher(), tmp_path / "coded.pth")
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, 2**40, 10**8 - 9, 3])
+def test_headers_of_any_length(tmp_path, length):
+    (tmp_path / "w.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}" + b" " * 100)
+    with pytest.raises(UserError, match=r"w\.safetensors is no safetensors file, or truncated or damaged") as caught:
+        read_weights(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_ordinary_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for place in (tmp_path / "pipe.pth", "/dev/zero"):
+        with pytest.raises(UserError, match="is no ordinary file"):
+            read_weights(place)
+
+
+def test_keys_that_play_with_the_terminal(tmp_path):
+    torch.save({"\x1b[31mred" * 100: torch.zeros(2)}, tmp_path / "red.pth")
+    with pytest.raises(UserError) as caught:
+        load_weights(teacher(), tmp_path / "red.pth")
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 2000

@@ -167,9 +167,10 @@ def test_evaluation_of_a_file_of_weights_recognises_the_network(run, network, di
 def test_evaluation_from_an_address(run, network, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     url = "https://kdstream.invalid/models/best.pth"
-    cached(url).parent.mkdir(parents=True)
-    torch.save(network.state_dict(), cached(url))
-    assert run("evaluate", url, digits, "--limit", 20, "--device", "cpu")[0] == 0
+    secret = url.replace("//", "//me:SECRET@") + "?token=SECRET.x"
+    cached(secret).parent.mkdir(parents=True)
+    torch.save(network.state_dict(), cached(secret))
+    assert run("evaluate", secret, digits, "--limit", 20, "--device", "cpu")[0] == 0
     written = json.loads((tmp_path / "runs" / "evaluate-best" / "evaluate.json").read_text())
     assert (written["weights"], written["samples"]) == (url, 20)
 

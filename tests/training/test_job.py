@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from rich.console import Console
@@ -20,6 +21,8 @@ from torch import nn
 
 import kdstream as kd
 from kdstream.errors import DiskError, UserError
+from kdstream.models import build
+from kdstream.models.download import cached
 from kdstream.recipe import make_recipe
 from kdstream.stream.convert import make_shards
 from kdstream.training.job import Job, check
@@ -319,3 +322,22 @@ def test_a_file_in_the_way_of_the_output_folder(digits, tmp_path):
     for out in ("out", "out/below"):
         with pytest.raises(UserError, match=r"cannot write to .*out.*: choose another out=FOLDER"):
             job(recipe(digits, out=str(tmp_path / out)))
+
+
+def test_a_teachers_address_is_kept_without_what_gives_access_to_it(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    url, newer = (f"http://me:SECRET@127.0.0.1:9/teacher.pth?token=SECRET{i}" for i in range(2))
+    cached(url).parent.mkdir(parents=True)
+    torch.save(build("resnet8", 10).state_dict(), cached(url))  # as if it had been downloaded
+    monkeypatch.setattr(sys, "argv", ["train.py", f"teacher={url}"])
+    out = tmp_path / "out"
+    (result,) = job(recipe(digits, out=str(out), teacher=url, loss="kd", runs={"a": {}}))
+    cached(url).rename(cached(newer))  # the same file by a newer token is no other training
+    assert job(recipe(digits, out=str(out), teacher=newer, loss="kd", runs={"a": {}})) == [result]
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert b"SECRET" not in path.read_bytes(), path
+            assert "SECRET" not in path.name
+    assert "http://127.0.0.1:9/teacher.pth" in (out / "a" / "recipe.yaml").read_text()
+    assert "teacher=http://127.0.0.1:9/teacher.pth" in (out / "report.html").read_text()
+    assert "SECRET" not in "".join(capsys.readouterr())
