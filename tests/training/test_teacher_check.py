@@ -25,9 +25,9 @@ from kdstream.training import teacher_check
 from kdstream.training.job import Job
 from kdstream.training.metrics import read_metrics
 from kdstream.training.progress import Display
-from kdstream.training.teacher_check import KEPT, doubts
+from kdstream.training.teacher_check import TEACHER_FILE, doubts
 
-WORDS = [f"{word} hand" for word in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]]
+WORDS = [f"{word} hand" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")]
 KD = {"kd": 1, "ce": 0.1}
 
 
@@ -51,7 +51,7 @@ def made(digits, tmp_path_factory):
     """The digits with words for classes; a teacher that is often right, by the digits' numbers, by their words, and
     by their words in another order (its outputs too)."""
     folder = tmp_path_factory.mktemp("made")
-    run(recipe_of(digits, folder / "numbers", student="resnet14", epochs=6, optimizer={"lr": 0.1}))
+    run(recipe_of(digits, folder / "numbers", student="resnet8", epochs=6, batch_size=24, optimizer={"lr": 0.1}))
     network = kd.load_student(folder / "numbers")
     state = {"mean": network.about["mean"], "std": network.about["std"]}
     save_student(folder / "words", network, classes=WORDS, **state)
@@ -68,11 +68,13 @@ def made(digits, tmp_path_factory):
 
 
 LOSSES = {
-    "coded": {"loss": KD, "stream": "decode | coded(hkl, delta=50, plan=auto) | augment(cifar, pad=1)"},
-    "at": {"loss": {"at": 100, "kd": 1}},
+    "coded": {
+        "loss": {"kd": 1, "at": 100, "srrl": 1, "ce": 0.1},
+        "stream": "decode | coded(hkl, delta=50, plan=auto) | augment(cifar, pad=1)",
+    },
     "simkd": {"loss": "simkd"},
-    "srrl": {"loss": {"srrl": 1, "ce": 1}},
 }
+"""Who looks at a teacher: logits, maps, a plan, its classifier, copied or put into the student."""
 
 
 def test_a_teacher_whose_classes_stand_in_another_order_teaches_the_same(made, tmp_path):
@@ -98,11 +100,8 @@ def test_other_classes_are_refused_and_same_takes_them(digits, made, tmp_path):
     with pytest.raises(UserError, match=r"student: .*words is for other .* by student\.classes=\[\.\.\.\].*"):
         run(recipe_of(data, out, student=made.words))
     assert not out.exists()
-    for choice in ("same", [*range(10)], [*WORDS]):
-        wanted = {"weights": made.words, "classes": choice}
-        printed = told(recipe_of(data, out, teacher=wanted, loss=KD, epochs=1))
-        assert "warning" not in printed
-        shutil.rmtree(out)
+    wanted = {"weights": made.words, "classes": "same"}
+    assert "warning" not in told(recipe_of(data, out, teacher=wanted, loss=KD, epochs=1))
 
 
 def test_numbers_are_noted_and_what_they_hide_is_found(digits, made, tmp_path):
@@ -111,7 +110,7 @@ def test_numbers_are_noted_and_what_they_hide_is_found(digits, made, tmp_path):
     assert "warning" not in printed
     printed = told(recipe_of(digits, tmp_path / "wrong", teacher=made.turned, loss=KD, epochs=1))
     assert re.search(
-        r"warning: teacher resnet14: it gets \d+\.\d % on the val split, near chance \(\d+\.\d %\)", printed
+        r"warning: teacher resnet8: it gets \d+\.\d % on the val split, near chance \(\d+\.\d %\)", printed
     )
     assert "near chance" in (tmp_path / "wrong" / "report.html").read_text()
 
@@ -151,7 +150,7 @@ def test_some_of_a_teachers_classes_in_its_numbering(some, made, tmp_path):
         run(recipe_of(some, out, data={"path": str(some), "num_classes": 7}))
     assert not out.exists()
     data = {"path": str(some), "num_classes": 10}
-    losses = {**LOSSES, "crd": {"loss": {"crd": 0.8, "ce": 1}}}
+    losses = {"crd": {"loss": {"crd": 0.8, "kd": 1}}, **LOSSES}
     printed = told(recipe_of(some, out, data=data, teacher=made.numbers, epochs=1, runs=losses))
     assert "some/train has samples of 3 of 10 classes, none of '1', '2', '4', '5', '6', ..." in printed
     assert "warning" not in printed
@@ -165,7 +164,7 @@ def test_some_of_a_teachers_classes_in_its_numbering(some, made, tmp_path):
     assert kd.load_student(teacher).spec["num_classes"] == 10
 
 
-@pytest.mark.parametrize("choice", [None, [0, 3, 7], ["zero hand", "three_hand", 7]])
+@pytest.mark.parametrize("choice", [None, ["zero hand", "three_hand", 7]])
 def test_some_of_a_teachers_classes_by_name_or_number(some, made, tmp_path, choice):
     data = some(0, 1, 2)
     teacher = {"weights": made.words, "classes": choice}
@@ -177,7 +176,7 @@ def test_some_of_a_teachers_classes_by_name_or_number(some, made, tmp_path, choi
     printed = told(recipe)
     assert "'0' = output 0 'zero hand', '1' = output 3 'three hand', '2' = output 7 'seven hand'" in printed
     assert "warning" not in printed
-    assert json.loads((tmp_path / "out" / KEPT).read_text())["top1"] > 90
+    assert json.loads((tmp_path / "out" / TEACHER_FILE).read_text())["top1"] > 90
     assert kd.load_student(tmp_path / "out" / "simkd").spec["num_classes"] == 3
 
 
@@ -225,18 +224,18 @@ def test_a_loaded_teacher_is_evaluated_once_and_stands_in_the_table(digits, made
     settings = {"teacher": made.numbers, "epochs": 1}
     printed = told(recipe_of(digits, out, runs={"ce": {}, "kd": {"loss": KD}}, **settings))
     expected = json.loads((made.folder / "numbers" / "result.json").read_text())
-    (row,) = re.findall(r"teacher resnet14 +resnet14 +([\d,]+) +([\d.]+)", printed)
+    (row,) = re.findall(r"teacher resnet8 +resnet8 +([\d,]+) +([\d.]+)", printed)
     assert row == (f"{expected['params']:,}", f"{expected['top1']:.2f}")
-    assert "teacher resnet14" in (out / "report.html").read_text()
+    assert "teacher resnet8" in (out / "report.html").read_text()
     assert passes == [1]
     printed = told(recipe_of(digits, out, runs={"ce": {}, "kd": {"loss": KD}, "at": {"loss": "at"}}, **settings))
-    assert len(re.findall("teacher resnet14 +resnet14", printed)) == 1
+    assert len(re.findall("teacher resnet8 +resnet8", printed)) == 1
     assert passes == [1]
     # For another teacher what was kept does not count; and a loss that looks at none needs none.
     (out / "kd" / "result.json").unlink()
     run(recipe_of(digits, tmp_path / "other", teacher=made.words, loss=KD, epochs=1))
     assert passes == [1, 1]
-    assert "teacher resnet14" not in told(recipe_of(digits, tmp_path / "ce", **settings))
+    assert "teacher resnet8" not in told(recipe_of(digits, tmp_path / "ce", **settings))
     assert passes == [1, 1]
 
 
@@ -246,18 +245,18 @@ def test_it_changes_no_bit_of_the_training(digits, made, tmp_path):
         out = tmp_path / str(kept)
         if kept:
             out.mkdir()
-            shutil.copy(tmp_path / "False" / KEPT, out)
+            shutil.copy(tmp_path / "False" / TEACHER_FILE, out)
         run(recipe_of(digits, out, teacher=made.numbers, loss=KD, epochs=1))
         hashes.append((weights_hash(kd.load_student(out)), (out / "metrics.jsonl").read_bytes()))
     assert hashes[0] == hashes[1]
-    assert (tmp_path / "True" / KEPT).read_bytes() == (tmp_path / "False" / KEPT).read_bytes()
+    assert (tmp_path / "True" / TEACHER_FILE).read_bytes() == (tmp_path / "False" / TEACHER_FILE).read_bytes()
 
 
 def test_two_processes_find_the_same(digits, made, tmp_path):
     settings = {"teacher": made.numbers, "loss": KD, "epochs": 1, "eval_batch_size": 50}
     run(recipe_of(digits, tmp_path / "one", **settings))
     run_in_two(recipe_of(digits, tmp_path / "two", **settings), tmp_path / "files")
-    one, two = (json.loads((tmp_path / name / KEPT).read_text()) for name in ("one", "two"))
+    one, two = (json.loads((tmp_path / name / TEACHER_FILE).read_text()) for name in ("one", "two"))
     assert one == two
 
 
@@ -265,7 +264,7 @@ def test_a_teacher_is_given_the_images_it_was_trained_with(digits, made, tmp_pat
     expected = json.loads((made.folder / "numbers" / "result.json").read_text())["top1"]
     data = {"path": str(digits), "mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
     run(recipe_of(digits, tmp_path / "out", data=data, teacher=made.numbers, loss=KD, epochs=1))
-    assert json.loads((tmp_path / "out" / KEPT).read_text())["top1"] == expected
+    assert json.loads((tmp_path / "out" / TEACHER_FILE).read_text())["top1"] == expected
 
 
 # --- doubts
