@@ -49,6 +49,7 @@ from kdstream.stream.image_file import open_image
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import IMAGE_EXTENSIONS, Index, Scanned, ScannedShard, build_index, scan_shard
 from kdstream.stream.sealed_json import SEAL, seal_fits, sealed
+from kdstream.stream.tar_members import shown
 
 if TYPE_CHECKING:
     from kdstream.types import Sample
@@ -521,17 +522,17 @@ def _foreign_index(folder: Path, split: str | None, tars: list[Path]) -> _Foreig
         known = [made for name in names if (made := memory.known(name))]
         if len(known) == len(names) and (found := _stored(places, names, known)):
             return found  # another process has made it meanwhile
-        found = _scan_foreign(folder, tars, memory)
+        made = _scan_foreign(folder, tars, memory)
 
-    def save(path: Path) -> None:
-        stored = {"tag": found.index.tag, "notes": found.notes, **found.stats.to_json()}
-        write_atomic(path.with_suffix(".json"), json.dumps(sealed(stored)).encode())
-        found.index.save(path)
+        def save(path: Path) -> None:
+            stored = {"tag": made.index.tag, "notes": made.notes, **made.stats.to_json()}
+            write_atomic(path.with_suffix(".json"), json.dumps(sealed(stored)).encode())
+            made.index.save(path)
 
-    _store(file, save, (folder, places[1].parent))
-    for note in found.notes:
+        _store(file, save, (folder, places[1].parent))
+    for note in made.notes:
         Console(stderr=True).print(f"{folder.name}: {note}", soft_wrap=True, highlight=False, markup=False)
-    return found
+    return made
 
 
 def _foreign_file(split: str | None, kind: str) -> str:
@@ -568,7 +569,7 @@ def _scan_foreign(folder: Path, tars: Sequence[Path], memory: Checksums) -> _For
 
         index = build_index(tars, "", scans=scans())
     index.tag = _tag(index.shard_names, checksums)
-    notes = [f"{kind}: {count:,}, such as {examples[kind]!r}" for kind, count in told.items()]
+    notes = [f"{kind}: {count:,}, such as {shown(examples[kind])}" for kind, count in told.items()]
     return _Foreign(index, stats, notes, checksums)
 
 
