@@ -290,6 +290,17 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
     return _open_foreign(target, text)
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a data set folder is meant to have this split, be its shards whole, damaged or gone.
+
+    Raises:
+        UserError: dataset.json is damaged.
+    """
+    if (folder / DATASET_FILE).is_file():
+        return split in load_dataset_info(folder).splits or bool(_tars(folder / split))
+    return (folder / split).is_dir() or bool(_tars(folder, split))
+
+
 # ---- sets with a dataset.json
 
 
@@ -760,12 +771,12 @@ def verify(path: str | os.PathLike[str], decode: bool = False, console: Console 
 
 def _foreign_splits(folder: Path, text: str) -> list[Path]:
     """What :func:`open_shards` opens of a folder of foreign tars."""
-    if _tars(folder):
-        named = _splits_in_names(folder)
-        return [folder / name for name in named] if len(named) > 1 else [folder]
-    if _tars(folder.parent, folder.name):
+    if not _tars(folder) and _tars(folder.parent, folder.name):
         return [folder]
-    found = [path for path in _siblings(folder / "split") if _tars(path)]
+    found: list[Path] = []
+    for place in [folder] if _tars(folder) else _siblings(folder / "split"):
+        named = _splits_in_names(place)
+        found += [place / name for name in named] if len(named) > 1 else [place] if _tars(place) else []
     if not found:
         raise UserError(f"nothing to verify at {text}: neither {DATASET_FILE} nor tars")
     return found

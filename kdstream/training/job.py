@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
-from kdstream.stream.shards import ShardSet, open_shards
+from kdstream.stream.shards import ShardSet, has_split, open_shards
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import PEERS, Trainer
 from kdstream.training.metrics import read_metrics, read_speed
@@ -153,7 +152,7 @@ class Job:
             self.display.headline(f"Making shards of {data.source} in {path}")
             make_shards(data.source, path, console=self.display.console)
         with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
-            val = data.val or ("val" if _has_split(path, "val") else "test")
+            val = data.val or ("val" if has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
         largest = int(shards[1].labels.max(initial=0))
         if largest >= shards[0].num_classes:
@@ -328,11 +327,6 @@ def _found(wanted: Model, folder: Path) -> settings.Teacher:
     # What was exported says which network it is; only somebody's own code must be named to be run.
     model = wanted.model if is_dotted(str(wanted.model)) else None
     return settings.Teacher(**{**wanted.model_dump(), "weights": str(folder), "model": model, "train": None})
-
-
-def _has_split(folder: Path, split: str) -> bool:
-    """Whether the folder's tars, or a folder of tars in it, carry the split's name."""
-    return (folder / split).is_dir() or any(split in re.split(r"[-_.]", path.name) for path in folder.glob("*.tar"))
 
 
 def _forget(folder: Path, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Remembered checksums: an unchanged shard is read once, by one process; a changed one is noticed, not a touched one."""
+"""Remembered checksums: unchanged shards are read once, by one process; a changed one is noticed, a touched one not."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_too_many_files_and_stale_handles_are_tried_once_more(made, monkeypatch,
 
 
 def test_more_shards_than_open_files(tmp_path):
-    """In a process whose limit is that of ``ulimit -n 64``; two splits are read in turns, others have files open too."""
+    """With the limit of ``ulimit -n 64``, two splits that are read in turns, and other files that are open."""
     make_shards("digits", tmp_path / "many", limit=100, shard_count=100, processes=1)
     results = FORK.SimpleQueue()
 
