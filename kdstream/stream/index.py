@@ -20,7 +20,7 @@ import numpy as np
 
 from kdstream.atomic import write_atomic
 from kdstream.errors import UserError
-from kdstream.stream.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members
+from kdstream.stream.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members, shown
 
 __all__ = [
     "BLOCK",
@@ -211,8 +211,8 @@ class IndexBuilder:
             if number >= MOST_EXTENSIONS:
                 name = f"{key}.{extension}"
                 raise UserError(
-                    f"shard {self._shards[-1][0]}: more than {MOST_EXTENSIONS:,} different extensions up to {name!r}: "
-                    "a sample's key ends at the first dot of the file name; rename the files"
+                    f"shard {self._shards[-1][0]}: more than {MOST_EXTENSIONS:,} different extensions up to "
+                    f"{shown(name)}; a sample's key ends at the first dot of the file name: rename the files"
                 )
             self._extension.append(number)
             self._offset.append(offset)
@@ -342,7 +342,7 @@ def _scan(path: Path, file: int, length: int) -> ScannedShard:
     shard = ScannedShard(path.name, length)
     groups: list[tuple[str, list[tuple[str, int, int]]]] = []
     links: dict[tuple[int, int], Member] = {}  # (group, place in it) -> a link whose bytes are looked up at the end
-    archive = 0
+    archive, extensions = 0, set[str]()
     for member in members(path, file, length):
         kind = _no_part_of_a_sample(member)
         if kind is not None:
@@ -350,23 +350,24 @@ def _scan(path: Path, file: int, length: int) -> ScannedShard:
                 shard.tell(kind, member.name)
             continue
         if member.sparse:
-            raise UserError(f"shard {path}: {member.name!r} is a sparse member, write the tar without --sparse")
+            raise UserError(f"shard {path}: {shown(member.name)} is a sparse member, write the tar without --sparse")
         key, extension = split_name(member.name)  # type: ignore[misc]
         if not groups or groups[-1][0] != key or member.archive != archive:
             groups.append((key, []))
+            extensions = set()
         archive, found = member.archive, groups[-1][1]
-        if any(extension == other for other, _, _ in found):
-            raise UserError(f"shard {path}: two members are called {member.name!r}")
+        if extension in extensions:
+            raise UserError(f"shard {path}: two members are called {shown(member.name)}")
         if member.type not in FILES:
             links[len(groups) - 1, len(found)] = member
         found.append((extension, member.offset, member.size))
-    if links:
-        _follow(path, file, length, shard, groups, links)
+        extensions.add(extension)
+    lost = _follow(path, file, length, shard, groups, links) if links else {}
     unfit, problem = 0, ""
     for key, found in groups:
-        label = _label(path, file, key, found)
+        label = _label(file, key, found)
         if isinstance(label, str):
-            unfit, problem = unfit + 1, problem or label
+            unfit, problem = unfit + 1, problem or label + lost.get(key, "")
             continue
         shard.samples.append(Scanned(key, label, found))
         images = [extension for extension, _, _ in found if extension in IMAGE_EXTENSIONS]
@@ -383,14 +384,14 @@ def _no_part_of_a_sample(member: Member) -> str | None:
     if member.type == FOLDER:
         return ""
     if member.type not in (*FILES, SPARSE, HARD_LINK, SYMBOLIC_LINK):
-        return "members of a type that holds no file"
+        return "members left out that are no files"
     name = split_name(member.name)
     if name is None:
         if re.match(r"__[^/]*__(/|$)", member.name):
             return ""
         hidden = member.name.rpartition("/")[2].startswith(".")
-        return "hidden files" if hidden else "files without an extension"
-    return f"members called .{name[1]}, a name that kdstream uses itself" if name[1] in OWN_NAMES else None
+        return "hidden files left out" if hidden else "files without an extension left out"
+    return f"members left out whose extension kdstream uses itself, .{name[1]}" if name[1] in OWN_NAMES else None
 
 
 def _follow(
@@ -400,17 +401,20 @@ def _follow(
     shard: ScannedShard,
     groups: list[tuple[str, list[tuple[str, int, int]]]],
     links: dict[tuple[int, int], Member],
-) -> None:
-    """Put the bytes that links stand for into ``groups``; those that cannot be found are told and taken out."""
+) -> dict[str, str]:
+    """Put the bytes that links stand for into ``groups``. Those that cannot be found are told and taken out; returns
+    what to say of them, by key."""
     targets = _targets(members(path, file, length))
     lost: set[tuple[int, int]] = set()
+    said: dict[str, str] = {}
     for (group, place), link in links.items():
         target = targets.get(link.offset)
         if target is None:
-            shard.tell("links to files that are not in their tar", f"{link.name} -> {link.target}")
+            shard.tell("links left out to files that are not in their tar", f"{link.name} -> {link.target}")
             lost.add((group, place))
+            said[groups[group][0]] = f"; {shown(link.name)} is a link to {shown(link.target)}, which is not in this tar"
         elif target.sparse:
-            raise UserError(f"shard {path}: {target.name!r} is a sparse member, write the tar without --sparse")
+            raise UserError(f"shard {path}: {shown(target.name)} is a sparse member, write the tar without --sparse")
         else:
             extension = groups[group][1][place][0]
             groups[group][1][place] = (extension, target.offset, target.size)
@@ -418,6 +422,7 @@ def _follow(
         kept = [member for place, member in enumerate(groups[group][1]) if (group, place) not in lost]
         groups[group][1][:] = kept
     groups[:] = [group for group in groups if group[1]]
+    return said
 
 
 def _targets(found: Iterable[Member]) -> dict[int, Member]:
@@ -469,17 +474,21 @@ def _behind_symbolic(names: dict[str, Member], link: Member) -> Member | None:
     return None
 
 
-def _label(path: Path, file: int, key: str, found: list[tuple[str, int, int]]) -> int | str:
+def _label(file: int, key: str, parts: list[tuple[str, int, int]]) -> int | str:
     """The class number of a sample, or what is wrong with the sample."""
-    places = {extension: (offset, size) for extension, offset, size in found}
-    names = ", ".join(f".{extension}" for extension in places)
+    places = {extension: (offset, size) for extension, offset, size in parts}
     if "cls" not in places:
-        return f"sample {key!r} has no .cls member with its class number, only {names}{APART}"
+        return f"sample {shown(key)} has no .cls member with its class number, only {_listed(places)}{APART}"
     if not any(extension in IMAGE_EXTENSIONS for extension in places):
-        return f"sample {key!r} has no image (.jpg, .png, ...), only {names}{APART}"
+        return f"sample {shown(key)} has no image (.jpg, .png, ...), only {_listed(places)}{APART}"
     offset, size = places["cls"]
     text = os.pread(file, min(size, 40), offset)
     if size > 40 or not re.fullmatch(rb"\s*0*[0-9]{1,6}\s*", text):
-        shown = text[:20].decode("utf-8", "replace")
-        return f"class of sample {key!r} is {shown!r}, not a whole number from 0 to 999999"
+        found = text[:20].decode("utf-8", "replace")
+        return f"class of sample {shown(key)} is {found!r}, not a whole number from 0 to 999999"
     return int(text)
+
+
+def _listed(extensions: Iterable[str]) -> str:
+    some = [f".{extension}" for extension in extensions][:8]
+    return ", ".join(name if name.isprintable() and len(name) < 20 else shown(name) for name in some)

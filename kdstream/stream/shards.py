@@ -50,6 +50,7 @@ from kdstream.stream.image_file import open_image, upright_size
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import IMAGE_EXTENSIONS, Index, Scanned, ScannedShard, build_index, scan_shard
 from kdstream.stream.sealed_json import SEAL, seal_fits, sealed
+from kdstream.stream.tar_members import shown
 from kdstream.terminal import visible
 
 if TYPE_CHECKING:
@@ -309,6 +310,17 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
     return _open_foreign(target, text)
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a data set folder is meant to have this split, be its shards whole, damaged or gone.
+
+    Raises:
+        UserError: dataset.json is damaged.
+    """
+    if (folder / DATASET_FILE).is_file():
+        return split in load_dataset_info(folder).splits or bool(_tars(folder / split))
+    return (folder / split).is_dir() or bool(_tars(folder, split))
+
+
 # ---- sets with a dataset.json
 
 
@@ -541,17 +553,17 @@ def _foreign_index(folder: Path, split: str | None, tars: list[Path]) -> _Foreig
         known = [made for name in names if (made := memory.known(name))]
         if len(known) == len(names) and (found := _stored(places, names, known)):
             return found  # another process has made it meanwhile
-        found = _scan_foreign(folder, tars, memory)
+        made = _scan_foreign(folder, tars, memory)
 
-    def save(path: Path) -> None:
-        stored = {"tag": found.index.tag, "notes": found.notes, **found.stats.to_json()}
-        write_atomic(path.with_suffix(".json"), json.dumps(sealed(stored)).encode())
-        found.index.save(path)
+        def save(path: Path) -> None:
+            stored = {"tag": made.index.tag, "notes": made.notes, **made.stats.to_json()}
+            write_atomic(path.with_suffix(".json"), json.dumps(sealed(stored)).encode())
+            made.index.save(path)
 
-    _store(file, save, (folder, places[1].parent))
-    for note in found.notes:
+        _store(file, save, (folder, places[1].parent))
+    for note in made.notes:
         Console(stderr=True).print(f"{folder.name}: {note}", soft_wrap=True, highlight=False, markup=False)
-    return found
+    return made
 
 
 def _foreign_file(split: str | None, kind: str) -> str:
@@ -588,7 +600,7 @@ def _scan_foreign(folder: Path, tars: Sequence[Path], memory: Checksums) -> _For
 
         index = build_index(tars, "", scans=scans())
     index.tag = _tag(index.shard_names, checksums)
-    notes = [f"{kind}: {count:,}, such as {examples[kind]!r}" for kind, count in told.items()]
+    notes = [f"{kind}: {count:,}, such as {shown(examples[kind])}" for kind, count in told.items()]
     return _Foreign(index, stats, notes, checksums)
 
 
@@ -779,12 +791,12 @@ def verify(path: str | os.PathLike[str], decode: bool = False, console: Console 
 
 def _foreign_splits(folder: Path, text: str) -> list[Path]:
     """What :func:`open_shards` opens of a folder of foreign tars."""
-    if _tars(folder):
-        named = _splits_in_names(folder)
-        return [folder / name for name in named] if len(named) > 1 else [folder]
-    if _tars(folder.parent, folder.name):
+    if not _tars(folder) and _tars(folder.parent, folder.name):
         return [folder]
-    found = [path for path in _siblings(folder / "split") if _tars(path)]
+    found: list[Path] = []
+    for place in [folder] if _tars(folder) else _siblings(folder / "split"):
+        named = _splits_in_names(place)
+        found += [place / name for name in named] if len(named) > 1 else [place] if _tars(place) else []
     if not found:
         raise UserError(f"nothing to verify at {text}: neither {DATASET_FILE} nor tars")
     return found

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
 from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
-from kdstream.stream.shards import ShardSet, open_shards
+from kdstream.stream.shards import ShardSet, has_split, open_shards
 from kdstream.training.accelerator import settle
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.fit import KEPT, PEERS, Trainer, locked
@@ -171,7 +170,7 @@ class Job:
             self.display.headline(f"Making shards of {data.source} in {path}")
             make_shards(data.source, path, console=self.display.console)
         with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
-            val = data.val or ("val" if _has_split(path, "val") else "test")
+            val = data.val or ("val" if has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
         _agree_on_classes(data, val, *shards)
         for one in shards:
@@ -397,11 +396,6 @@ def _found(wanted: Model, folder: Path) -> settings.Teacher:
     # What was exported says which network it is; only somebody's own code must be named to be run.
     model = wanted.model if is_dotted(str(wanted.model)) else None
     return settings.Teacher(**{**wanted.model_dump(), "weights": str(folder), "model": model, "train": None})
-
-
-def _has_split(folder: Path, split: str) -> bool:
-    """Whether the folder's tars, or a folder of tars in it, carry the split's name."""
-    return (folder / split).is_dir() or any(split in re.split(r"[-_.]", path.name) for path in folder.glob("*.tar"))
 
 
 def _places(folder: Path, recipe: Recipe) -> list[Path]:

@@ -22,11 +22,13 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
 from kdstream.errors import UserError
+from kdstream.stream import checksums as checksums_module
+from kdstream.stream import index as index_module
 from kdstream.stream import shards as shards_module
 from kdstream.stream.convert import make_shards
 from kdstream.stream.image_stats import ImageStats
 from kdstream.stream.index import Index, split_name
-from kdstream.stream.shards import open_shards, verify
+from kdstream.stream.shards import has_split, open_shards, verify
 
 
 def image_bytes(seed: int, size: tuple[int, int] = (9, 7), kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -489,6 +491,227 @@ def test_links_are_not_followed_and_names_are_only_keys(tmp_path):
     shards = open_shards(tmp_path / "x")
     assert [shards.read(i)["__key__"] for i in range(len(shards))] == ["../../up", "/root"]
     assert sorted(p for p in tmp_path.rglob("*") if "kdstream" not in p.name) == before
+
+
+def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> tuple[str, bytes, str]:
+    return name, kind, target
+
+
+def write_links(path: Path, members: list[tuple], form: int = tarfile.GNU_FORMAT) -> Path:
+    """A tar of files, (name, bytes), and links, see :func:`link`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, *rest in members:
+            member = tarfile.TarInfo(name)
+            if len(rest) == 2:
+                member.type, member.linkname = rest
+                tar.addfile(member)
+            else:
+                member.size = len(rest[0])
+                tar.addfile(member, io.BytesIO(rest[0]))
+    return path
+
+
+SYM = tarfile.SYMTYPE
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_within_a_tar_are_read(tmp_path, form):
+    one, two, far = image_bytes(1), image_bytes(2), "f" * 130
+    write_links(
+        tmp_path / "x" / "0.tar",
+        [
+            ("./a.jpg", one), ("./a.cls", b"3"),
+            link("./b.jpg", "./a.jpg"), link("./b.cls", "a.cls"),  # a duplicate, as GNU tar stores it
+            link("c.jpg", "b.jpg"), ("c.cls", b"1"),
+            ("blobs/" + far, two),
+            link("d/1.jpg", f"../blobs/{far}", SYM), link("d/1.cls", "../e.cls", SYM),
+            link("e.jpg", "d/1.jpg", SYM), ("e.cls", b"2"),
+            link("d/f.jpg", "e.jpg"), ("d/f.cls", b"0"),  # a hard link to a symbolic one, which leads to d/d/1.jpg
+            ("a.jpg", two), ("a.cls", b"0"),
+        ],
+        form,
+    )  # fmt: skip
+    text = message(tmp_path / "x")
+    assert "sample 'd/f' has no image" in text
+    assert "'d/f.jpg' is a link to 'd/1.jpg', which is not in this tar" not in text
+    assert "'d/f.jpg' is a link to 'e.jpg'" in text
+
+
+def test_links_give_the_samples_that_unpacking_would_give(tmp_path):
+    """Written by GNU tar's rules, read by us and, unpacked, by the file system."""
+    one, two = image_bytes(1), image_bytes(2)
+    tar = write_links(
+        tmp_path / "x" / "0.tar",
+        [
+            ("a.jpg", one), ("a.cls", b"3"),
+            link("b.jpg", "a.jpg"), link("b.cls", "a.cls"),
+            link("c.jpg", "b.jpg"), ("c.cls", b"1"),
+            ("blobs/two", two),
+            link("d/1.jpg", "../blobs/two", SYM), link("d/1.cls", "../e.cls", SYM),
+            link("e.jpg", "d/1.jpg", SYM), ("e.cls", b"2"),
+            ("z.cls", b"4"), link("z.jpg", "./d/../d/1.jpg", SYM),
+        ],
+    )  # fmt: skip
+    with tarfile.open(tar) as archive:
+        archive.extractall(tmp_path / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    shards = open_shards(tmp_path / "x")
+    assert [shards.key(i) for i in range(len(shards))] == ["a", "b", "c", "d/1", "e", "z"]
+    for i in range(len(shards)):
+        sample = shards.read(i)
+        for extension in ("jpg", "cls"):
+            assert sample[extension] == (tmp_path / "unpacked" / f"{sample['__key__']}.{extension}").read_bytes()
+        assert shards.labels[i] == int(sample["cls"])
+    assert shards.notes == ["files without an extension left out: 1, such as 'blobs/two'"]
+    assert pickle.loads(pickle.dumps(shards)).read(4) == shards.read(4)
+    assert verify(tmp_path / "x").decoded == 6
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path, capsys):
+    good = [("a.jpg", JPG), ("a.cls", b"1")]
+    lost = [
+        link("b.jpg", "/etc/hostname", SYM), link("c.jpg", "../../a.jpg", SYM), link("d.jpg", "d.jpg", SYM),
+        link("e.jpg", "f.jpg", SYM), link("f.jpg", "e.jpg", SYM), link("g.jpg", "z.jpg"), link("z.jpg", "no", SYM),
+    ]  # fmt: skip
+    write_links(tmp_path / "x" / "0.tar", [*good, *lost])
+    write_links(tmp_path / "x" / "1.tar", [link("y.jpg", "a.jpg"), link("y.cls", "a.cls"), *good])
+    shards = open_shards(tmp_path / "x")
+    assert len(shards) == 2
+    note = "links left out to files that are not in their tar: 9, such as 'b.jpg -> /etc/hostname'"
+    assert shards.notes == [note]
+    assert note in capsys.readouterr().err
+    assert open_shards(tmp_path / "x").notes == [note]  # also from the stored index
+    write_links(tmp_path / "y" / "0.tar", [*good, lost[0], ("b.cls", b"1")])
+    assert "'b.jpg' is a link to '/etc/hostname', which is not in this tar" in message(tmp_path / "y")
+
+
+def test_joined_tars_are_read_to_the_last(tmp_path):
+    parts = [
+        write_tar(tmp_path / f"{i}.tar", [("a.jpg", image_bytes(i)), ("a.cls", b"%d" % i)]).read_bytes()
+        for i in range(3)
+    ]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "0.tar").write_bytes(b"".join(parts))
+    shards = open_shards(tmp_path / "x")
+    assert [(shards.key(i), shards.read(i)["jpg"]) for i in range(3)] == [("a", image_bytes(i)) for i in range(3)]
+    (tmp_path / "x" / "0.tar").write_bytes(b"".join(parts)[:-9000])
+    assert "truncated" in message(tmp_path / "x")
+
+
+def test_names_keep_their_bytes(tmp_path):
+    """Latin-1 and Shift-JIS beside UTF-8: as webdataset gives them, and no two of them become one."""
+    raw = [b"caf\xe9", b"caf\xe8", "名前".encode("shift-jis"), "名前".encode(), b"back\\slash", b"new\nline"]
+    names = [name.decode("utf-8", "surrogateescape") for name in raw]
+    path = tmp_path / "x" / "0.tar"
+    members = [
+        (f"{n}.{e}", d) for i, n in enumerate(names) for e, d in (("JPG", image_bytes(i)), ("Cls", b" %d\n" % i))
+    ]
+    write_links(path, members)
+    shards = open_shards(tmp_path / "x")
+    assert [shards.key(i) for i in range(len(shards))] == names
+    assert [os.fsencode(shards.key(i)) for i in range(len(shards))] == raw
+    assert open_shards(tmp_path / "x").labels.tolist() == list(range(6))
+    found = [sample["__key__"] for sample in wds.WebDataset(str(path), shardshuffle=False)]
+    assert found == names
+
+
+def test_what_belongs_to_no_sample_is_counted(tmp_path):
+    write_tar(
+        tmp_path / "x" / "0.tar",
+        [
+            ("README", b""), ("._a.jpg", b""), ("._a.cls", b""), ("__meta__/x.json", b""),
+            ("a.jpg", JPG), ("a.cls", b"0007"), ("a.png", image_bytes(3, kind="PNG")), ("a.variants", b"x"),
+            ("b.jpg", JPG), ("b.cls", b"1"), ("a.jpg", JPG), ("a.cls", b"2"),
+        ],
+    )  # fmt: skip
+    (tmp_path / "x" / "1.tar.gz").write_bytes(b"")
+    (tmp_path / "x" / "0.tar.gz").write_bytes(b"")  # that one is there unpacked
+    shards = open_shards(tmp_path / "x")
+    assert [(shards.key(i), int(shards.labels[i])) for i in range(len(shards))] == [("a", 7), ("b", 1), ("a", 2)]
+    assert list(shards.read(0)) == ["__key__", "__url__", "jpg", "cls", "png", "index"]
+    assert sorted(shards.notes) == [
+        "compressed tars left out: 1, such as '1.tar.gz'; unpack them",
+        "files without an extension left out: 1, such as 'README'",
+        "hidden files left out: 2, such as '._a.jpg'",
+        "members left out whose extension kdstream uses itself, .variants: 1, such as 'a.variants'",
+        "samples with several images, of which the first is read: 1, such as 'a: .jpg, .png'",
+    ]
+
+
+def test_samples_that_do_not_fit_are_counted(tmp_path):
+    members = [(f"{i}.jpg", JPG) for i in range(5)] + [
+        ("ok.jpg", JPG),
+        ("ok.cls", b"1"),
+        ("t.jpg", JPG),
+        ("t.txt", b""),
+    ]
+    write_tar(tmp_path / "x" / "0.tar", members)
+    text = message(tmp_path / "x")
+    assert "sample '0' has no .cls member" in text
+    assert "(6 of the 7 samples in this shard do not fit)" in text
+
+
+def test_more_extensions_than_an_index_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "MOST_EXTENSIONS", 10)
+    members = [("a.jpg", JPG), ("a.cls", b"1"), *((f"a.{n}", b"") for n in range(8))]
+    write_tar(tmp_path / "x" / "0.tar", members)
+    assert len(open_shards(tmp_path / "x")) == 1
+    write_tar(tmp_path / "x" / "1.tar", [*members, ("a.8", b"")])
+    assert "more than 10 different extensions up to 'a.8'" in message(tmp_path / "x")
+
+
+def test_verify_reads_foreign_sets_too(tmp_path, monkeypatch):
+    members = [(f"{i}.{e}", d) for i in range(4) for e, d in (("jpg", image_bytes(i)), ("cls", b"1"))]
+    for split in ("train", "val"):
+        write_tar(tmp_path / "a" / split / "0.tar", members)
+        write_tar(tmp_path / "b" / f"x-{split}-0.tar", members)
+    for folder in ("a", "b"):
+        found = verify(tmp_path / folder)
+        assert (found.splits, found.shards, found.samples, found.decoded) == (2, 2, 8, 8)
+    assert verify(tmp_path / "a" / "val").samples == 4
+    with monkeypatch.context() as patch:  # bits that change by themselves leave no trace in a file's times
+        patch.setattr(checksums_module, "file_sha256", lambda path, *rest: "0" * 64)
+        assert "train/0.tar is damaged: its checksum differs (and 1 more of 2 shards)" in message(
+            tmp_path / "a", verify
+        )
+    assert verify(tmp_path / "a").samples == 8
+    broken = [
+        ("a.jpg", JPG[:100]),
+        ("a.cls", b"1"),
+        ("b.png", b"hello"),
+        ("b.cls", b"1"),
+        ("c.jpg", JPG),
+        ("c.cls", b"0"),
+    ]
+    write_tar(tmp_path / "c" / "0.tar", broken)
+    assert len(open_shards(tmp_path / "c")) == 3
+    text = message(tmp_path / "c", verify)
+    assert "2 of the 3 images" in text
+    assert "sample 'a'" in text
+    assert "nothing to verify" in message(tmp_path / "a" / "test", verify)
+
+
+def test_a_split_whose_shards_are_gone_is_still_meant(copy):
+    for path in copy.glob("val-*.tar"):
+        path.unlink()
+    assert has_split(copy, "val")
+    assert not has_split(copy, "test")
+    assert "val-000000.tar is missing" in message(copy / "val")
+
+
+def test_indices_that_declare_more_than_they_hold(copy, tmp_path):
+    """Refused before anything is reserved or unpacked."""
+    path = copy / "train.index.npz"
+    shard_bytes = sum(shard.stat().st_size for shard in copy.glob("train-*.tar"))
+    arrays = dict(np.load(path))
+    np.savez_compressed(path, **{**arrays, "label": np.zeros(10_000_000, np.int64)})
+    assert "version.npy is compressed" in message(path, Index.load)
+    np.savez(path, **{**arrays, "label": np.zeros(1000, np.int64)})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"(1000,), }   ", b"(1000000,), }"))
+    assert "is damaged (label.npy is not as large as it says)" in message(path, Index.load)
+    np.savez(path, **arrays, more=np.zeros(shard_bytes + (1 << 20), np.uint8))
+    assert "larger than all of its shards together" in message(copy / "train")
 
 
 def test_every_cut_of_a_foreign_tar_is_noticed(tmp_path):
