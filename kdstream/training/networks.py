@@ -171,9 +171,11 @@ def check_finite(network: nn.Module) -> None:
     Raises:
         UserError: values that are not finite, or a variance below zero; names the tensor.
     """
+    masks = {name for name, _ in network.named_buffers() if not name.rpartition(".")[2].startswith("running_")}
     for name, value in network.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            bad = int((~value.isfinite()).sum())
+        # A mask of attention, which is a buffer, may well be infinite.
+        wrong = value.isnan() if name in masks else ~value.isfinite()
+        if bad := int(wrong.sum()):
             what = f"{bad} of the {value.numel()} values of {name!r} are not finite (NaN or infinite)"
         elif name.rpartition(".")[2] == "running_var" and bool((value < 0).any()):
             what = f"the variance {name!r} is below zero"

@@ -6,14 +6,18 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
 from jobs import recipe_of, run
+from PIL import Image
 from rich.console import Console
+from torch import nn
 
 import kdstream as kd
 from kdstream.errors import UserError
@@ -129,6 +133,125 @@ def test_both_of_two_processes_end_with_it(digits, tmp_path):
     assert "error: recipe job: fsp: " in done.stderr
     assert "error in process 1: recipe job: fsp: " in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+class View(nn.Module):
+    """Flattens by view, which wants the images' usual memory format."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4 * 64, num_classes)
+
+    def forward(self, images):
+        images = self.conv(images)
+        return self.fc(images.view(len(images), -1))
+
+
+class Named(nn.Module):
+    """Answers with an object that has logits, as transformers' classifiers do."""
+
+    def __init__(self, num_classes, evaluates=True):
+        super().__init__()
+        self.fc, self.evaluates = nn.Linear(3, num_classes), evaluates
+
+    def forward(self, images):
+        logits = self.fc(images.mean((2, 3)))
+        return SimpleNamespace(logits=logits) if self.training or self.evaluates else {"logits": logits}
+
+
+@pytest.mark.parametrize("place", ["student", "teacher", "given teacher"])
+def test_a_network_that_cannot_take_channels_last(digits, tmp_path, importable, place):
+    view, settings = f"{HERE}:View", {"loss": KD, "teacher": TRAINED, "channels_last": True, "epochs": 1}
+    if place == "student":
+        settings["student"] = view
+    elif place == "teacher":
+        settings["teacher"] = {**TRAINED, "model": view}
+    else:
+        save_student(tmp_path / "given", build(view, 10))
+        settings["teacher"] = {"model": view, "weights": str(tmp_path / "given")}
+    message = r"does not work in the memory format channels_last \(view size .*\): set channels_last=false$"
+    with pytest.raises(UserError, match=message) as error:
+        run(recipe_of(digits, tmp_path / "runs" / "job", **settings))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists(), "no teacher was trained"
+    if place == "student":
+        run(recipe_of(digits, tmp_path / "runs" / "job", **{**settings, "channels_last": False, "loss": "ce"}))
+
+
+def test_it_stays_an_error_of_the_network_where_the_memory_format_is_not_at_fault(digits, importable):
+    recipe = recipe_of(digits, "nowhere", student=f"{HERE}:Broken", channels_last=True)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        rehearse(recipe, open_shards(digits / "train"), None, Accelerator(cpu=True))
+
+
+class Broken(nn.Sequential):
+    """Wrong in any memory format, once it is trained."""
+
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(768, num_classes))
+
+    def forward(self, images):
+        return super().forward(images[..., :8] if self.training else images)
+
+
+def test_the_validation_set_is_tried(make_tars, tmp_path, importable):
+    make_tars(tmp_path / "set", train=[0, 1] * 8, val=[0, 1])
+    tar = tmp_path / "set" / "val" / "1.tar"
+    with tarfile.open(tar, "w") as file:
+        png = io.BytesIO()
+        Image.new("RGB", (9, 8)).save(png, "png")
+        for name, data in (("9.png", png.getvalue()), ("9.cls", b"0")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    settings = {"teacher": TRAINED, "loss": KD, "batch_size": 8}
+    message = r"^recipe .*: validation set \(val of .*\), eval_stream: batch 0 .*different sizes \(8x8 and 8x9\)"
+    with pytest.raises(UserError, match=message):
+        run(recipe_of(tmp_path / "set", tmp_path / "runs" / "job", **settings))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_networks_that_answer_with_an_object_are_evaluated_too(digits, tmp_path, importable):
+    name = f"{HERE}:Named"
+    loss = {"kd": 0.5, "dml": {"peers": [name]}}
+    (result,) = run(
+        recipe_of(digits, tmp_path / "job", student=name, teacher={"model": name, "train": {"loss": "ce"}}, loss=loss,
+                  epochs=1)
+    )  # fmt: skip
+    assert result["networks"].keys() == {"student", "peer1"}
+    wrong = {"model": name, "options": {"evaluates": False}}
+    val = open_shards(digits / "val")
+    with pytest.raises(UserError, match=rf"^recipe job: {name} answers with dict, not with a tensor of logits"):
+        rehearse(recipe_of(digits, "nowhere", student=wrong), open_shards(digits / "train"), None,
+                 Accelerator(cpu=True), val)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("conv1.weight", float("nan"), r"^teacher: 432 of the 432 values of 'conv1.weight' are not finite"),
+        ("fc.bias", float("inf"), r"^teacher: 10 of the 10 values of 'fc.bias' are not finite"),
+        ("bn1.running_mean", float("-inf"), r"^teacher: .* of 'bn1.running_mean' are not finite"),
+        ("bn1.running_var", -1.0, r"^teacher: the variance 'bn1.running_var' is below zero"),
+        ("fc.weight", 3e38, r"^recipe job: the teacher's answer to the first images is not finite \(logits\)"),
+    ],
+)
+def test_a_teacher_that_is_not_finite(digits, tmp_path, key, value, message):
+    state = build("resnet8", 10).state_dict()
+    state[key] = torch.full_like(state[key], value)
+    torch.save(state, tmp_path / "teacher.pth")
+    teacher = {"model": "resnet8", "weights": str(tmp_path / "teacher.pth")}
+    with pytest.raises(UserError, match=message) as error:
+        run(recipe_of(digits, tmp_path / "out", teacher=teacher, loss=KD))
+    assert not any(word in str(error.value) for word in ("lr", "last.pt", "\n"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_that_is_not_finite(digits, tmp_path):
+    state = build("resnet8", 10).state_dict()
+    torch.save({**state, "conv1.weight": state["conv1.weight"] * float("nan")}, tmp_path / "s.pth")
+    with pytest.raises(UserError, match=r"student: 432 of the 432 values of 'conv1.weight' are not finite"):
+        run(recipe_of(digits, tmp_path / "out", student={"model": "resnet8", "weights": str(tmp_path / "s.pth")}))
 
 
 # --- what is right

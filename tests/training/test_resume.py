@@ -21,12 +21,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import kdstream as kd
+from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import load_student, save_student
 from kdstream.recipe import Recipe, load_recipe
 from kdstream.stream.convert import make_shards
 from kdstream.stream.shards import open_shards
-from kdstream.training.checkpoint import load_checkpoint
+from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.fit import Trainer
 from kdstream.training.metrics import read_metrics
 from kdstream.training.networks import make_teacher
@@ -342,6 +343,38 @@ class Unreached(kd.Term):
 
     def forward(self, student, teacher, batch):
         return 0 * student.logits.sum()
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "of another training", "of another epoch", "of another shape"])
+def test_a_best_pt_that_cannot_be_exported(digits, tmp_path, fault):
+    recipe = recipe_of(digits, tmp_path, student=f"{HERE}:plain", export="best", eval_batch_size=240)
+    fit(recipe, tmp_path, Accelerator(cpu=True))
+    last, best = load_checkpoint(tmp_path / "last.pt"), load_checkpoint(tmp_path / "best.pt")
+    last["best"]["epoch"] = best["epoch"] = 1  # not the one that last.pt holds
+    save_checkpoint(last, tmp_path / "last.pt")
+    for name in ("result.json", "student.json", "student.safetensors", "best.pt"):
+        (tmp_path / name).unlink()
+    other = {
+        "of another training": {"fingerprint": "0"},
+        "of another epoch": {"epoch": 2},
+        "of another shape": {"state": {"1.weight": torch.zeros(3)}},
+    }
+    if fault != "missing":
+        save_checkpoint({**best, **other.get(fault, {})}, tmp_path / "best.pt")
+    if fault == "damaged":
+        data = bytearray((tmp_path / "best.pt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "best.pt").write_bytes(data)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        UserError, match=r"best\.pt .*: put back the right one|best\.pt .*; put back the right one"
+    ) as error:
+        fit(recipe, tmp_path, Accelerator(cpu=True))
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_checkpoint(best, tmp_path / "best.pt")
+    fit(recipe, tmp_path, Accelerator(cpu=True))
+    assert load_student(tmp_path, trust_code=True).state_dict()["1.weight"].equal(best["state"]["1.weight"])
 
 
 # --- what a batch reaches
