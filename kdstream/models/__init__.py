@@ -109,7 +109,7 @@ def _from_factory(name: str, num_classes: int, kw: dict[str, Any]) -> nn.Module:
 
 def _plain(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(json.dumps(spec))
+        return json.loads(json.dumps(spec, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"model {name!r}: arguments must be plain JSON (numbers, texts, lists, dicts), so that a saved student "

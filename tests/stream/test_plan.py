@@ -58,6 +58,8 @@ def test_ranks_share_the_same_global_batches(size, batch_size, world):
         parts = [plan.batch(2, step, rank, world) for rank in range(world)]
         assert torch.cat(parts).equal(plan.batch(2, step))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    slices = [len(plan.batch(2, step, rank, world)) for step in range(plan.steps) for rank in range(world)]
+    assert plan.smallest_slice(world) == min(slices)
 
 
 def test_order_depends_on_seed_and_epoch_only():
