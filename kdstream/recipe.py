@@ -36,6 +36,9 @@ class Data(Part):
         source: what ``tools/make_shards.py`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
         mean, std: by channel, in [0,1], that images are standardised with; None = the data set's own, of dataset.json.
+        num_classes: for labels that are numbers: how many classes there are, where not all of them occur (some of
+            another set's classes, in its numbering; a class that one split lacks). Student and teacher get so many
+            outputs. None = as many as the data shows.
     """
 
     path: str
@@ -44,6 +47,24 @@ class Data(Part):
     val: str | None = None
     mean: Triple | None = None
     std: Triple | None = None
+    num_classes: Annotated[int, Field(ge=2, strict=True)] | None = None
+
+
+def class_choice(value: Any) -> Any:
+    """A user's choice of a trained network's outputs, checked: "same", or a list of numbers (from 0) and names.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None or value == "same":
+        return value
+    how = "it is same, or a list with a number (from 0) or name for each of the data's classes, as [0, 3, 7]"
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(how)
+    for one in value:
+        if isinstance(one, bool) or not isinstance(one, int | str):
+            raise ValueError(f"{how}; {one!r} is neither (names that YAML reads otherwise stand in quotes)")
+    return list(value)
 
 
 class Model(Part):
@@ -55,12 +76,17 @@ class Model(Part):
         weights: file with its weights, http(s) address of one, or the folder of a student that kdstream exported.
         options: further keyword arguments for ``build``.
         taps: tap name -> module path, for networks that do not name theirs.
+        classes: which outputs of a trained network stand for the data's classes: a list with a number (from 0) or
+            name for each of the data's classes, in the data's order; the others are left out. "same": all, as they
+            are, whatever they are called. None = found by name where an export (or timm, torchvision) names its
+            classes and the data does; else as they are.
     """
 
     model: str | None = None
     weights: str | None = None
     options: dict[str, Any] = {}
     taps: dict[str, str] = {}
+    classes: Annotated[Any, BeforeValidator(class_choice)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -74,7 +100,8 @@ class Model(Part):
     @field_validator("options")
     @classmethod
     def _leaves_the_rest_to_the_job(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key, source in (("num_classes", "the data says it"), ("name", "it is the model's")):
+        said = "the data says it, or data.num_classes where its labels are numbers of a larger set"
+        for key, source in (("num_classes", said), ("name", "it is the model's")):
             if key in value:
                 raise ValueError(f"leave {key} out: {source}")
         return value
@@ -92,6 +119,12 @@ class Teacher(Model):
     mean: Triple | None = None
     std: Triple | None = None
 
+    @model_validator(mode="after")
+    def _classes_are_of_weights(self) -> Teacher:
+        if self.classes is not None and self.weights is None and self.train is not None:
+            raise ValueError("classes says which outputs of given weights to take; trained here, it has the data's")
+        return self
+
 
 class Assistant(Model):
     """A network between teacher and student: taught by the one before it, it teaches the next.
@@ -108,6 +141,8 @@ class Assistant(Model):
             raise ValueError("an assistant is trained by this job and has no weights yet; a trained one is a teacher")
         if self.model is None:
             raise ValueError("an assistant needs a model")
+        if self.classes is not None:
+            raise ValueError("an assistant is trained by this job and has the data's classes: leave classes out")
         return self
 
 
@@ -213,6 +248,10 @@ class Recipe(Part):
         """Hash of everything that decides the result (hex, 16 digits)."""
         free = {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
         deciding = self.model_dump(mode="json", exclude=free)
+        for group, key in _LATER:
+            for part in deciding[group] if isinstance(deciding[group], list) else [deciding[group]]:
+                if part is not None and part[key] is None:
+                    del part[key]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self) -> Path:
@@ -231,6 +270,11 @@ class Recipe(Part):
         """
         base = self.model_dump(mode="json", exclude={"runs"})
         return make_recipe({**merge(base, settings), "name": name}, what)
+
+
+_LATER = (("data", "num_classes"), ("teacher", "classes"), ("student", "classes"), ("assistants", "classes"))
+"""Settings that did not always exist; at None they leave a fingerprint as it was, so that what was trained before is
+found again."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

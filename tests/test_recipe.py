@@ -100,9 +100,26 @@ def test_defaults_are_not_shared_between_recipes():
         ({"teacher": {"mean": [0.5, 0.5]}}, r"teacher\.mean"),
         (
             {"student": {"model": "resnet8", "options": {"num_classes": 3}}},
-            r"^test: student\.options: leave num_classes out: the data says it$",
+            r"^test: student\.options: leave num_classes out: the data says it, or data\.num_classes where",
         ),
         ({"student": {"model": "resnet8", "options": {"name": "x"}}}, r"options: leave name out: it is the model's$"),
+        ({"data": {"path": "x", "num_classes": 1}}, r"data\.num_classes: .*greater than or equal to 2; it is 1"),
+        ({"data": {"path": "x", "num_classes": 2.0}}, r"data\.num_classes: .*integer"),
+        *[
+            ({"teacher": {"weights": "a/b", "classes": value}}, rf"teacher\.classes: it is same, or a list .*{said}")
+            for value, said in (
+                ("all", "; it is 'all'"),
+                ([], r"\[0, 3, 7\]; it is \[\]"),
+                ([True, 1], "; true is neither .*in quotes"),
+                ([0.0], "; 0.0 is neither"),
+                ({"a": 1}, "as "),
+            )
+        ],
+        (
+            {"teacher": {"model": "a", "train": {}, "classes": [0]}},
+            r"teacher: classes says which outputs of given weight",
+        ),
+        ({"assistants": [{"model": "a", "classes": "same"}]}, r"assistants\.0: an assistant .*: leave classes out"),
         ({"optimizer": {"nesterov": True, "momentum": 0}}, r"^test: optimizer: nesterov needs a momentum above 0$"),
         ({1: 2}, r"^test: 1: keys should be strings"),
         ({"runs": {"a/b": {}}}, r"'a/b' is no name for a run"),
@@ -313,6 +330,21 @@ settings = st.fixed_dictionaries(
         "tensorboard": st.booleans(),
     },
 )
+
+
+def test_settings_that_came_later_leave_fingerprints_as_they_were():
+    base = {"data": {"path": "shards/digits"}, "student": "resnet8"}
+    teacher = {"teacher": {"model": "resnet14", "train": {"epochs": 3}}, "assistants": ["resnet8"], "loss": {"kd": 1}}
+    assert make_recipe(base, "t").fingerprint() == "fa141c2fa61dd176"
+    assert make_recipe({**base, **teacher}, "t").fingerprint() == "0825109f046dafe1"
+    loaded = {"teacher": {"weights": "a/b"}, "loss": {"kd": 1}}
+    wanted = [
+        {**base, **loaded},
+        {**base, **loaded, "teacher": {"weights": "a/b", "classes": "same"}},
+        {**base, **loaded, "teacher": {"weights": "a/b", "classes": [1, 0]}},
+        {**base, **loaded, "data": {"path": "shards/digits", "num_classes": 12}},
+    ]
+    assert len({make_recipe(one, "t").fingerprint() for one in wanted}) == len(wanted)
 
 
 @given(settings)

@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
 import torch
+import yaml
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -28,8 +29,9 @@ from kdstream.atomic import write_atomic
 from kdstream.command import CommandParser
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
-from kdstream.models.pretrained import check_weights, load_teacher
+from kdstream.models.pretrained import check_weights, load_for
 from kdstream.models.taps import Tapped
+from kdstream.recipe import class_choice
 from kdstream.stream.language import Call, parse_calls
 from kdstream.stream.shards import ShardSet, open_shards
 
@@ -211,6 +213,7 @@ class _Job:
         place: size, limit, batch_size, workers, device: how the images are read.
         out: folder for the results.
         about: what the results are of, for the JSON.
+        note: what is to be known of the network's classes.
         seconds: how long it took.
     """
 
@@ -222,6 +225,7 @@ class _Job:
     place: dict[str, Any]
     out: Path
     about: dict[str, Any]
+    note: str | None = None
     seconds: float = 0.0
 
 
@@ -232,6 +236,18 @@ def _add_shared(parser: argparse.ArgumentParser, what: str, split: str, command:
     parser.add_argument("shards", metavar="SHARDS", help="a data set folder")
     parser.add_argument(
         "--model", metavar="NAME", help="the network that a file of weights is for, as resnet56 (default: recognised)"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="which of the network's outputs stand for the data's classes: numbers or names in the data's order, as "
+        "[0, 3, 7]; or same (default: found by name, where both name theirs)",
+    )
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="C",
+        help="the data's labels are numbers of C classes, of which some do not occur",
     )
     parser.add_argument("--split", default=split, metavar="NAME", help=f"default: {split}")
     parser.add_argument(
@@ -252,12 +268,16 @@ def _prepare(options: argparse.Namespace, command: str) -> _Job:
     device = _device(options.device)
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: it is a number of processes, 0 or more")
+    choice = _choice(options.classes)
     data = open_shards(os.path.join(options.shards, options.split))
+    if options.num_classes is not None:
+        data.number_classes(options.num_classes)
     check_weights(options.weights)
     name = _name(options.weights)
     out = Path(options.out or f"runs/{command}-{name}")
     _check_place(out)
-    network = load_teacher(options.weights, data.num_classes, model=options.model)
+    names = {"choice": choice, "option": "--classes", "count_option": "--num-classes"}
+    network, note = load_for(data.classes, options.weights, model=options.model, **names)
     size = options.size if options.size is not None else _trained_size(network, data)
     if size is None and data.image_size is None:
         raise UserError(f"the images of {options.shards} differ in size: give --size N, as in --size 224")
@@ -270,7 +290,7 @@ def _prepare(options: argparse.Namespace, command: str) -> _Job:
     }
     return _Job(
         name=name,
-        network=network.to(device),
+        network=network.requires_grad_(False).eval().to(device),
         data=data,
         mean=network.about["mean"] or data.mean,
         std=network.about["std"] or data.std,
@@ -283,7 +303,17 @@ def _prepare(options: argparse.Namespace, command: str) -> _Job:
         },
         out=out,
         about=about,
+        note=note,
     )
+
+
+def _choice(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return class_choice(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--classes {text!r}: {' '.join(str(error).split())}") from None
 
 
 def _trained_size(network: nn.Module, data: ShardSet) -> int | None:
@@ -296,6 +326,8 @@ def _trained_size(network: nn.Module, data: ShardSet) -> int | None:
 @contextlib.contextmanager
 def _measuring(console: Console, what: str, job: _Job) -> Iterator[Callable[[int], None]]:
     """A progress bar; gives what advances it. Notes the time."""
+    if job.note is not None:
+        _say(console, f"note: {job.note}")
     with _progress(console) as progress:
         bar = progress.add_task(what, total=min(job.place["limit"] or len(job.data), len(job.data)))
         yield lambda count: progress.advance(bar, count)

@@ -63,8 +63,9 @@ def build(name: str, num_classes: int, pretrained: bool = False, **kw: Any) -> t
     return module, kw
 
 
-def weights_classes(name: str) -> int:
-    """How many classes timm's weights of this name are for.
+def weights_classes(name: str) -> tuple[int, list[str] | None]:
+    """How many classes timm's weights of this name are for, and their names where timm knows them (ImageNet's: the
+    codes of WordNet, as folders are called).
 
     Raises:
         UserError: as :func:`build`; or there are no such weights.
@@ -72,7 +73,11 @@ def weights_classes(name: str) -> int:
     found = _timm(name).get_pretrained_cfg(name.removeprefix(PREFIX))
     if found is None:
         raise UserError(f"model {name!r}: timm has no pretrained weights of that name")
-    return int(found.num_classes)
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": found.num_classes})
+    names = ImageNetInfo(subset).label_names() if subset else None
+    return int(found.num_classes), names if names and len(names) == found.num_classes else None
 
 
 def installed() -> bool:

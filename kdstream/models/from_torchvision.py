@@ -68,13 +68,13 @@ def build(name: str, num_classes: int, weights: Any = None, **kw: Any) -> tuple[
     return module, kw
 
 
-def weights_classes(name: str, weights: Any) -> int:
-    """How many classes torchvision's weights are for.
+def weights_classes(name: str, weights: Any) -> list[str]:
+    """Names of the classes that torchvision's weights are for, in the order of the outputs.
 
     Raises:
         UserError: unknown weights.
     """
-    return len(_weights(name, weights).meta["categories"])
+    return list(_weights(name, weights).meta["categories"])
 
 
 def _weights(name: str, weights: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, from_timm, is_dotted
+from kdstream.models.classes import Choice, fit_classes
 from kdstream.models.download import cached, is_url
 from kdstream.models.export import describe, load_student
 from kdstream.models.weights import check_place, count_classes, load_state, read_weights, recognise
@@ -24,13 +26,15 @@ def load_teacher(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
     trust_code: bool = False,
+    classes: Sequence[str] | None = None,
+    outputs: Choice = None,
 ) -> nn.Module:
     """A trained network to learn from: on the CPU, in eval mode, frozen, images [N,3,H,W] -> logits [N,C].
 
     It carries what :func:`kdstream.models.build` gives (``spec``, ``taps``, ``classifier_path``) and what
     :func:`kdstream.load_student` gives (``about``, and from it ``classes``, ``mean``, ``std``, ``image_size``; None
-    where nobody says). Mean and deviation are an export's, or those of torchvision's and timm's own weights; a file of
-    weights says nothing of them.
+    where nobody says). Classes, mean and deviation are an export's, or those of torchvision's and timm's own weights;
+    a file of weights says nothing of them.
 
     Args:
         weights: a folder that kdstream exported, or the student.json in it; a file of weights, as
@@ -41,16 +45,63 @@ def load_teacher(
         options: further arguments of ``build``: ``{"weights": "DEFAULT"}`` for torchvision's weights,
             ``{"pretrained": True}`` for timm's.
         trust_code: run the code that an export names, even where ``model`` and ``options`` do not name the same.
+        classes: names of a data set's classes (``open_shards(...).classes``): the network is made to answer for these,
+            in this order, by the names that its export (torchvision, timm) gives; what does not follow from names is
+            warned of.
+        outputs: with ``classes``: which outputs stand for them, see :data:`kdstream.models.classes.Choice`.
 
     Raises:
-        UserError: no weights; weights that cannot be had, are no weights, carry pickled objects, or are for another
-            number of classes or another architecture (with the keys that are missing and unexpected).
+        UserError: no weights; weights that cannot be had, are no weights, carry pickled objects, or are for other
+            classes, another number of them or another architecture (with the keys that are missing and unexpected).
     """
-    if weights is None:
-        network = _published(model, dict(options or {}), num_classes)
+    if classes is None:
+        network = _loaded(weights, num_classes, model, options, trust_code)
     else:
-        network = load_network(weights, num_classes, model=model, options=options, trust_code=trust_code)
+        network, note = load_for(classes, weights, model=model, options=options, trust_code=trust_code, choice=outputs)
+        if note is not None:
+            warnings.warn(note, stacklevel=2)
     return network.requires_grad_(False).eval()
+
+
+def load_for(
+    classes: Sequence[str],
+    weights: str | PathLike[str] | None,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
+    choice: Choice = None,
+    option: str = "outputs",
+    count_option: str = "num_classes",
+) -> tuple[nn.Module, str | None]:
+    """A trained network that answers for the classes of a data set, and what a user should know of that.
+
+    Args:
+        classes: names of the data's classes, in order.
+        weights, model, options, trust_code: see :func:`load_teacher`; the network is not frozen, though.
+        choice, option, count_option: see :func:`kdstream.models.classes.fit_classes`.
+
+    Raises:
+        UserError: see :func:`load_teacher`.
+    """
+    network = _loaded(weights, None, model, options, trust_code, len(classes))
+    what = f"the weights of {model}" if weights is None else fspath(weights)
+    names = {"what": what, "option": option, "count_option": count_option}
+    return network, fit_classes(network, classes, choice, **names, sure=weights is not None)
+
+
+def _loaded(
+    weights: str | PathLike[str] | None,
+    num_classes: int | None,
+    model: str | None,
+    options: Mapping[str, Any] | None,
+    trust_code: bool,
+    likely: int | None = None,
+) -> nn.Module:
+    """A network from weights, or the one whose library has them; see :func:`load_network`."""
+    if weights is None:
+        return _published(model, dict(options or {}), num_classes, likely)
+    return load_network(weights, num_classes, model=model, options=options, trust_code=trust_code, likely=likely)
 
 
 def load_network(
@@ -60,8 +111,12 @@ def load_network(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
     trust_code: bool = False,
+    likely: int | None = None,
 ) -> nn.Module:
-    """As :func:`load_teacher` from ``weights``, but to be trained further: not frozen, in train mode."""
+    """As :func:`load_teacher` from ``weights``, but to be trained further: not frozen, in train mode.
+
+    ``likely`` is the number of classes where neither ``num_classes`` nor the weights show it.
+    """
     check_place(weights)
     options = dict(options or {})
     if _is_export(weights):
@@ -74,7 +129,7 @@ def load_network(
             "name the model, as resnet56"
         )
     options = without_weights(name, options)  # the file's take their place
-    classes = num_classes or count_classes(state, name, **options)
+    classes = num_classes or count_classes(state, name, **options) or likely
     if classes is None:
         raise UserError(f"{source} does not show for how many classes {name} is: give num_classes")
     network = build(name, classes, **options)
@@ -105,26 +160,29 @@ def without_weights(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != _switch(model)}
 
 
-def _published(model: str | None, options: dict[str, Any], num_classes: int | None) -> nn.Module:
+def _published(
+    model: str | None, options: dict[str, Any], num_classes: int | None, likely: int | None = None
+) -> nn.Module:
     """A network whose library has the weights."""
     if model is None:
         raise UserError("no weights: give a folder, a file or an address, or a model whose library has weights")
     if not brings_weights(model, options):
         raise UserError(f"{model} has no weights: give a folder, a file or an address")
-    found = num_classes
+    found, names = num_classes or likely, None
     if model.startswith(from_timm.PREFIX):
-        found = from_timm.weights_classes(model)
+        found, names = from_timm.weights_classes(model)
     elif not is_dotted(model):
         from kdstream.models import from_torchvision  # takes a second to import
 
-        found = from_torchvision.weights_classes(model, options["weights"])
+        names = from_torchvision.weights_classes(model, options["weights"])
+        found = len(names)
     if found is None:
         raise UserError(f"{model}: give num_classes, for how many classes it is")
     if num_classes not in (None, found):
         raise UserError(f"the weights of {model} are for {found} classes, the data has {num_classes}")
     network = build(model, found, **options)
     standard = {} if is_dotted(model) else {"mean": list(network.mean), "std": list(network.std)}
-    return describe(network, {"spec": network.spec, **standard})
+    return describe(network, {"spec": network.spec, "classes": names, **standard})
 
 
 def _switch(model: str) -> str | None:

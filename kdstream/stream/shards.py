@@ -92,6 +92,24 @@ class ShardSet:
         """C."""
         return len(self.classes)
 
+    def number_classes(self, count: int) -> None:
+        """Take the labels for numbers of ``count`` classes, of which not all need to occur.
+
+        Raises:
+            UserError: a label is not below ``count``, or the classes have names, which say how many there are.
+        """
+        if count == self.num_classes:
+            return
+        if any(name != str(number) for number, name in enumerate(self.classes)):
+            raise UserError(
+                f"{self.name} names its {self.num_classes} classes, so there are not {count}: a number of classes is "
+                "for labels that are numbers"
+            )
+        largest = int(self.labels.max(initial=0))
+        if largest >= count:
+            raise UserError(f"{self.name}/{self.split} has a sample of class {largest}, so there are not {count}")
+        self.classes = [str(number) for number in range(count)]
+
     def __len__(self) -> int:
         return len(self._index)
 

@@ -169,7 +169,9 @@ class Trainer:
         few = min(2, len(self.train))
         self.probe = next(iter(Stream(self.train, few, recipe.seed, rank=0, world=1, given=given) | chain))
         torch.manual_seed(recipe.seed)
-        network = make_student(recipe.student, self.train.num_classes)
+        network = make_student(recipe.student, self.train.num_classes, self.train.classes)
+        if note := getattr(network, "about", {}).get("note"):
+            self.display.note(f"{recipe.name}: {note}")
         statistics = (given["teacher_mean"], given["teacher_std"]) if tapped_teacher is not None else None
         network, student, asked_teacher = prepare(
             network, recipe.student, tapped_teacher, statistics, terms, self.probe, self.train, recipe.epochs

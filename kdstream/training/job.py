@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -39,12 +40,13 @@ from kdstream.training.progress import Display
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.report import RunRecord, write_report
 from kdstream.training.stop import StopFlag
+from kdstream.training.teacher_check import KEPT, check_teacher
 
 MARK = "job.yaml"
 """The recipe, in the output folder; tells such a folder from any other."""
 WRITTEN = (
     *(MARK, "report.html", "recipe.yaml", "metrics.jsonl", "speed.jsonl", "result.json"),
-    *("last.pt", "best.pt", "student.json", "student.safetensors", ".lock"),
+    *("last.pt", "best.pt", "student.json", "student.safetensors", ".lock", KEPT),
 )
 """The files of an output folder."""
 
@@ -89,9 +91,9 @@ class Job:
                 )
         needed = any(map(_asks_teacher, runs.values())) or any(chains.values())
         train, val = self._data()
-        teacher, teacher_folder = None, None
+        teacher, taught = None, None
         if recipe.teacher is not None and teaching is None:
-            teacher = make_teacher(recipe.teacher, train.num_classes)
+            teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
         teaching = teaching if needed else None
         folder = recipe.folder()
         places = {name: folder / run_folder(name) if recipe.runs else folder for name in runs}
@@ -106,7 +108,11 @@ class Job:
         if recipe.teacher is not None and teaching is not None:
             teacher_folder = self._kept(teaching, train)
             self._fit(teaching, teacher_folder, train, val, None)
-            teacher = make_teacher(_found(recipe.teacher, teacher_folder), train.num_classes)
+            teacher = make_teacher(_found(recipe.teacher, teacher_folder), train.num_classes, train.classes)
+            taught = _record(teacher_folder)
+        elif teacher is not None and needed:
+            asking = next(one for name, one in runs.items() if chains[name] or _asks_teacher(one))
+            taught = self._check_teacher(teacher, asking, val, folder)
         results: list[dict[str, Any]] = []
         assistants: list[Path] = []
         for name, one in runs.items():
@@ -114,7 +120,7 @@ class Job:
             assistants += [link for link in passed if link not in assistants]
             results.append(self._fit(one, places[name], train, val, last))
         if self.accelerator.is_main_process:
-            self._report(folder, places, results, teacher_folder, assistants, train)
+            self._report(folder, places, results, taught, assistants, train)
         return results
 
     def _fit(self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None) -> Any:
@@ -133,6 +139,15 @@ class Job:
         alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
         base = self.recipe.model_copy(update={**alone, "assistants": [], "export_all": False})
         return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
+
+    def _check_teacher(self, teacher: Teacher, recipe: Recipe, val: ShardSet, folder: Path) -> RunRecord:
+        """The row of a teacher that was trained elsewhere; says what is to be known of its classes."""
+        if teacher.note is not None:
+            self.display.note(teacher.note)
+        found = check_teacher(teacher, recipe, val, folder, self.accelerator, self.display)
+        if found["warning"]:
+            self.display.headline(f"warning: {found['name']}: {found['warning']}")
+        return RunRecord(found["name"], result={**found, "note": teacher.note})
 
     def _links(self, assistants: Sequence[Assistant]) -> list[Recipe]:
         """How to train each assistant: the recipe with it as the student, after those before it."""
@@ -155,14 +170,11 @@ class Job:
         with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
             val = data.val or ("val" if _has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
-        largest = int(shards[1].labels.max(initial=0))
-        if largest >= shards[0].num_classes:
-            raise UserError(
-                f"{path}: {val} holds class {largest}, {data.train} has {shards[0].num_classes} classes "
-                f"(0 to {shards[0].num_classes - 1}): make both of the same classes"
-            )
+        _agree_on_classes(data, val, *shards)
         for one in shards:
             one.mean, one.std = data.mean or one.mean, data.std or one.std
+        for note in _lacking(*shards):
+            self.display.note(note)
         return shards
 
     def _prepare(self, folder: Path) -> None:
@@ -234,7 +246,7 @@ class Job:
             folder = self._kept(link, train, f"-{teacher.hash}")
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
             self._fit(link, folder, train, val, teacher)
-            teacher = make_teacher(_found(link.student, folder), train.num_classes)
+            teacher = make_teacher(_found(link.student, folder), train.num_classes, train.classes)
             folders.append(folder)
         if links:
             last = links[-1].student.model
@@ -246,14 +258,13 @@ class Job:
         folder: Path,
         places: dict[str, Path],
         results: list[dict[str, Any]],
-        teacher: Path | None,
+        taught: RunRecord | None,
         assistants: Sequence[Path],
         train: ShardSet,
     ) -> None:
         records = [one for place in assistants for one in _cohort(_record(place, "assistant"))]
         for (name, place), result in zip(places.items(), results, strict=True):
             records += _cohort(RunRecord(name, read_metrics(place), read_speed(place), result))
-        taught = None if teacher is None else _record(teacher)
         device = (
             torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor() or "CPU"
         )
@@ -265,12 +276,55 @@ class Job:
             "versions": f"kdstream {kdstream.__version__}, torch {torch.__version__}, "
             f"accelerate {accelerate.__version__}, Python {platform.python_version()}",
         }
+        said = [] if taught is None else [taught.result.get(key) for key in ("note", "warning")]
+        if any(said):
+            facts["teacher"] = "; ".join(filter(None, said))
         (folder / MARK).write_text(self.recipe.to_yaml())  # as it is now: it may have got another run
         path = folder / "report.html"
         write_report(path, f"kdstream: {self.recipe.name}", records, taught, facts, self.recipe.to_yaml())
         rows = [_row(record.name, record.result) for record in ([taught] if taught else []) + records]
         self.display.table(self.recipe.name, rows)
         self.display.note(f"report: {path.resolve()}")
+
+
+def _agree_on_classes(data: settings.Data, name: str, train: ShardSet, val: ShardSet) -> None:
+    """Give both splits as many classes as the recipe says; ``name`` is the second's.
+
+    Raises:
+        UserError: a label that there is no class for; a single class.
+    """
+    largest = int(val.labels.max(initial=0))
+    for one in (train, val):
+        if data.num_classes is not None:
+            try:
+                one.number_classes(data.num_classes)
+            except UserError as error:
+                raise UserError(f"data.num_classes={data.num_classes}: {error}") from None
+    if largest >= train.num_classes:
+        raise UserError(
+            f"{data.path}: {name} holds class {largest}, {data.train} has {train.num_classes} classes "
+            f"(0 to {train.num_classes - 1}): make both of the same classes, or, where {data.train} only lacks it, say "
+            f"how many there are, as data.num_classes={largest + 1}"
+        )
+    if train.num_classes < 2:
+        raise UserError(
+            f"{data.path}: all samples of {data.train} are of one class ({train.classes[0]!r}): there is nothing to "
+            "tell it from; where labels are numbers of a larger set, data.num_classes says how many that has"
+        )
+
+
+def _lacking(train: ShardSet, val: ShardSet) -> list[str]:
+    """What to say of classes without samples."""
+    notes = []
+    for one in (train, val):
+        counts = np.bincount(one.labels, minlength=one.num_classes)
+        absent = [repr(one.classes[number]) for number in np.flatnonzero(counts == 0)]
+        if absent:
+            names = ", ".join([*absent[:5], "..."] if len(absent) > 5 else absent)
+            there = len(counts) - len(absent)
+            some = f"only one ({one.classes[counts.argmax()]!r})" if there == 1 else f"{there}"
+            notes.append(f"{one.name}/{one.split} has samples of {some} of {len(counts)} classes, none of {names}")
+    return notes
 
 
 def check(recipe: Recipe) -> None:

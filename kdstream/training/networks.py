@@ -13,7 +13,7 @@ from kdstream import recipe as settings
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
-from kdstream.models.pretrained import brings_weights, check_weights, load_network, load_teacher
+from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.taps import Tapped
 from kdstream.stream.shards import ShardSet
 from kdstream.types import Outputs
@@ -28,6 +28,7 @@ class Teacher:
         settings: the recipe's.
         mean, std: what it was trained with; None = the data set's.
         hash: of its weights.
+        note: what a user should know of its classes.
     """
 
     network: nn.Module
@@ -35,6 +36,7 @@ class Teacher:
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     hash: str
+    note: str | None = None
 
 
 class Converted(nn.Module):
@@ -74,23 +76,40 @@ class Converted(nn.Module):
         return self.network(images * self.scale.to(images.device) + self.shift.to(images.device))
 
 
-def make_student(wanted: settings.Model, num_classes: int) -> nn.Module:
+def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str] | None = None) -> nn.Module:
     """The student, untrained or from the recipe's weights.
 
+    Args:
+        wanted: the recipe's.
+        num_classes: C.
+        classes: names of the data's C classes: weights are brought in their order, and ``about["note"]`` of the network
+            is what a user should know of that; None: nobody knows them.
+
     Raises:
-        UserError: no model named; weights that do not fit.
+        UserError: no model named; weights that do not fit, or are for other classes.
     """
     if wanted.weights is not None:
         need_weights(wanted, "student")
         with _named("student"):
-            return load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+            if classes is None:
+                return load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+            network, note = _load_for(classes, wanted, "student")
+            network.about["note"] = note
+            return network
+    if wanted.classes is not None:
+        raise UserError("student.classes says which outputs of given weights to take, and there are no student.weights")
     if wanted.model is None:
         raise UserError("student.model is missing: name a network, such as student=resnet20")
     return build(wanted.model, num_classes, **wanted.options)
 
 
-def make_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
+def make_teacher(wanted: settings.Teacher, num_classes: int, classes: Sequence[str] | None = None) -> Teacher:
     """The teacher from its weights.
+
+    Args:
+        wanted: the recipe's.
+        num_classes: C.
+        classes: names of the data's C classes, in whose order the teacher then answers; None: nobody knows them.
 
     Raises:
         UserError: no weights; weights of another architecture or for other classes.
@@ -100,10 +119,21 @@ def make_teacher(wanted: settings.Teacher, num_classes: int) -> Teacher:
         raise UserError(
             f"teacher {wanted.model} has no weights: give teacher.weights=FILE, or teacher.train={{}} to train it"
         )
+    note = None
     with _named("teacher"):
-        network = load_teacher(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+        if classes is None:
+            network = load_teacher(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
+        else:
+            network, note = _load_for(classes, wanted, "teacher")
+            network.requires_grad_(False).eval()
     mean, std = (getattr(wanted, name) or _channels(network, name) for name in ("mean", "std"))
-    return Teacher(network, wanted, mean, std, weights_hash(network))
+    return Teacher(network, wanted, mean, std, weights_hash(network), note)
+
+
+def _load_for(classes: Sequence[str], wanted: settings.Model, role: str) -> tuple[nn.Module, str | None]:
+    names = {"choice": wanted.classes, "option": f"{role}.classes", "count_option": "data.num_classes"}
+    network, note = load_for(classes, wanted.weights, model=wanted.model, options=wanted.options, **names)
+    return network, None if note is None else f"{role}: {note}"
 
 
 def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> Tapped:

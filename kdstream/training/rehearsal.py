@@ -68,7 +68,7 @@ def _rehearse(recipe: Recipe, train: ShardSet, teacher: Teacher | None, device: 
     wanted = recipe.student
     if wanted.model is not None:
         wanted = wanted.model_copy(update={"options": without_weights(wanted.model, wanted.options)})
-    network = make_student(wanted, train.num_classes)
+    network = make_student(wanted, train.num_classes, train.classes)
     network, student, asked_teacher = prepare(
         network, wanted, tapped_teacher, statistics, terms, probe, train, recipe.epochs
     )

@@ -281,6 +281,32 @@ def test_interrupted(script, run, monkeypatch):
     assert run("evaluate", "x.pth", "set") == (130, "", "reproduce: interrupted, nothing written\n")
 
 
+def test_classes_in_the_order_that_one_says(run, exported, digits, tmp_path):
+    common = ("evaluate", exported, digits, "--device", "cpu", "--out")
+    code, plain, _ = run(*common, "plain")
+    assert (code, "note" in plain) == (0, False)
+    code, out, _ = run(*common, "turned", "--classes=[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]")
+    assert (code, "note: " in out, "'0' = output 9" in " ".join(out.split())) == (0, True, True)
+    plain, turned = (
+        json.loads((tmp_path / name / "evaluate.json").read_text())["confusion"] for name in ("plain", "turned")
+    )
+    assert turned == {
+        label: {str(9 - int(answer)): count for answer, count in sorted(row.items(), reverse=True)}
+        for label, row in plain.items()
+    }
+    for option, says in (
+        ("--classes=[0, 3]", "--classes has 2 entries, the data has 10 classes"),
+        ("--classes=all", "--classes 'all': it is same, or a list"),
+        ("--classes=[", "--classes '['"),
+        ("--num-classes=12", "is for 10 classes, the data has 12 ('0', '1', '2', ...): it must know all of them"),
+        ("--num-classes=9", "has a sample of class 9, so there are not 9"),
+    ):
+        code, _, err = run(*common, "refused", option)
+        assert (code, err.count("\n")) == (2, 1)
+        assert says in err
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("command", ["evaluate", "peakiness"])
 def test_bad_networks_and_shards_give_one_line(run, command, exported, digits, tmp_path):
     odd = tmp_path / "weights.safetensors"

@@ -9,22 +9,42 @@ import pytest
 from PIL import Image
 
 
+def write_tar(path, samples):
+    """A foreign tar of (bytes of a PNG, label)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for i, (png, label) in enumerate(samples):
+            for name, data in ((f"{i:04}.png", png), (f"{i:04}.cls", b"%d" % label)):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
 @pytest.fixture
 def make_tars():
     """A function that writes a foreign data set: ``make_tars(folder, train=[0, 1], val=[1])`` gives 8x8 images of
     these classes in folder/train/0.tar and folder/val/0.tar; with ``flat=True`` in folder/set-train-0.tar, ..."""
 
+    def picture(number, label):
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8), (20 * label, 5 * number % 256, 99)).save(png, "png")
+        return png.getvalue()
+
     def make(folder, flat=False, **splits):
         for split, labels in splits.items():
             path = folder / f"set-{split}-0.tar" if flat else folder / split / "0.tar"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(path, "w") as tar:
-                for i, label in enumerate(labels):
-                    png = io.BytesIO()
-                    Image.new("RGB", (8, 8), (20 * label, 5 * i, 99)).save(png, "png")
-                    for name, data in ((f"{i:04}.png", png.getvalue()), (f"{i:04}.cls", b"%d" % label)):
-                        info = tarfile.TarInfo(name)
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
+            write_tar(path, [(picture(i, label), label) for i, label in enumerate(labels)])
 
     return make
+
+
+@pytest.fixture
+def retell():
+    """A function that writes samples of a split as a foreign tar: ``retell(shards, {3: 0}, path)`` those of class 3,
+    as class 0."""
+
+    def write(shards, labels, path):
+        kept = [number for number, label in enumerate(shards.labels.tolist()) if label in labels]
+        write_tar(path, [(shards.read(n)["png"], labels[int(shards.labels[n])]) for n in kept])
+
+    return write
