@@ -7,14 +7,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "kdstream.errors": ("UserError",),
-    "kdstream.types": ("Batch", "Outputs", "Sample"),
+    "kdstream.batch": ("Batch", "Outputs", "Sample"),
     "kdstream.objectives.term": ("Phase", "Task", "Term"),
     "kdstream.models.export": ("load_student",),
     "kdstream.models.pretrained": ("load_teacher",),
     "kdstream.stream.stream": ("Stream",),
-    "kdstream.stream.shards": ("open_shards",),
+    "kdstream.data.shards": ("open_shards",),
     "kdstream.stream.stage": ("batch_stage", "given", "stage"),
-    "kdstream.draw": ("uniform",),
+    "kdstream.rng": ("uniform",),
     "kdstream.stream.decode": ("decode",),
     "kdstream.stream.augment": ("augment",),
     "kdstream.stream.coded": ("coded", "fixed", "hkl", "random"),

@@ -11,7 +11,7 @@ if __name__ == "__main__":
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Before torch is imported: its C++ code advises every process against find_unused_parameters, which stays.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from kdstream.command import quiet_imports
+    from kdstream.cli.frame import quiet_imports
     from kdstream.training.stop import end_with_launcher
 
     quiet_imports()
@@ -26,13 +26,13 @@ from typing import NoReturn
 import torch.distributed
 
 from kdstream.atomic import advice, reason
-from kdstream.command import CommandParser, imported
+from kdstream.cli.frame import CommandParser, imported
+from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.recipe import is_file, load_recipe
 from kdstream.terminal import say_error
 from kdstream.training.accelerator import make_accelerator
 from kdstream.training.job import Job
-from kdstream.training.progress import Display
 from kdstream.training.stop import Stopped, interruptible
 
 

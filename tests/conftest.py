@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from kdstream.stream.convert import make_shards
+from kdstream.convert.make_shards import make_shards
 
 # Small nets do not gain from threads, and several test processes on one machine lose by them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

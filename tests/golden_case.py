@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdstream.batch import Batch, Outputs
 from kdstream.objectives import Task, Term
-from kdstream.types import Batch, Outputs
 
 TOLERANCE = {torch.float32: (1e-5, 1e-4, 1e-6), torch.float64: (1e-9, 1e-6, 1e-12)}
 """dtype -> (values, gradients) relative to the largest expected entry, and the bound where that is exactly 0.

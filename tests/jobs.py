@@ -14,9 +14,9 @@ import yaml
 from accelerate import Accelerator
 from torch import nn
 
+from kdstream.display.progress import Display
 from kdstream.recipe import Recipe, make_recipe
 from kdstream.training.job import Job
-from kdstream.training.progress import Display
 
 DRIVER = """
 import os, signal, sys
@@ -24,9 +24,9 @@ import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
 from kdstream.recipe import load_recipe
-from kdstream.training.fit import Trainer
+from kdstream.training.loop import Trainer
 from kdstream.training.job import Job
-from kdstream.training.progress import Display
+from kdstream.display.progress import Display
 
 path, processes, name, step = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 save = Trainer._save

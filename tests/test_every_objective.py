@@ -17,14 +17,14 @@ import pytest
 import yaml
 from accelerate import Accelerator
 
+from kdstream.data.shards import open_shards
+from kdstream.display.progress import Display
 from kdstream.objectives import OBJECTIVES
 from kdstream.recipe import Recipe, make_recipe
-from kdstream.stream.shards import open_shards
-from kdstream.training.fit import Trainer
 from kdstream.training.job import Job, check
+from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
 from kdstream.training.networks import make_teacher
-from kdstream.training.progress import Display
 from kdstream.training.stop import StopFlag
 
 EPOCHS = int(os.environ.get("KDSTREAM_TEST_EPOCHS", "2"))

@@ -21,11 +21,11 @@ from golden_case import TOLERANCE, Adapter, Case, assert_near
 from torch import Tensor, nn
 
 from kdstream import models
+from kdstream.batch import Batch, Outputs
 from kdstream.models.taps import Tapped
 from kdstream.objectives import OBJECTIVES
-from kdstream.objectives.soft_rank import soft_rank
+from kdstream.objectives.common.soft_rank import soft_rank
 from kdstream.stream.coded import hkl
-from kdstream.types import Batch, Outputs
 
 GOLDEN = Path(os.environ.get("KDSTREAM_GOLDEN") or Path(__file__).parent / "golden")
 

@@ -173,10 +173,10 @@ def test_other_things_of_kdstream_and_of_tools_may_not_be_named(mine, path):
 def test_what_is_of_the_right_kind_may_be_named_wherever_it_stands():
     from torch import nn
 
-    from kdstream.models.wrn import WideResNet
+    from kdstream.models.zoo.wrn import WideResNet
 
     assert Registry("model", {}).find("torch.nn:Identity") is nn.Identity
-    assert Registry("model", {}).find("kdstream.models.wrn:WideResNet") is WideResNet
+    assert Registry("model", {}).find("kdstream.models.zoo.wrn:WideResNet") is WideResNet
     table = Registry("thing", {"dict": "collections:OrderedDict"})
     assert table.find("collections:OrderedDict") is collections.OrderedDict
     with pytest.raises(UserError, match="standard library"):

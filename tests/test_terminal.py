@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kdstream.stream.convert_progress import conversion_progress
+from kdstream.bars import conversion_progress
+from kdstream.display.report import RunRecord, write_report
 from kdstream.terminal import say_error, visible
-from kdstream.training.report import RunRecord, write_report
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from accelerate.state import AcceleratorState
 
 import kdstream as kd
 from kdstream import train
+from kdstream.data.shards import open_shards
 from kdstream.models import build
 from kdstream.recipe import load_recipe
-from kdstream.stream.shards import open_shards
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.metrics import read_metrics
 

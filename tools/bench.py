@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 if __name__ == "__main__":
-    from kdstream.command import quiet_imports
+    from kdstream.cli.frame import quiet_imports
 
     quiet_imports()
 
@@ -27,7 +27,7 @@ from benches.measure import BENCHES, budget, machine, whole
 from rich.console import Console
 
 from kdstream.atomic import write_atomic
-from kdstream.command import CommandParser, imported
+from kdstream.cli.frame import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.terminal import say_error
 

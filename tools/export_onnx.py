@@ -11,13 +11,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
 if __name__ == "__main__":
-    from kdstream.command import quiet_imports
+    from kdstream.cli.frame import quiet_imports
 
     quiet_imports()
 
 from rich.console import Console
 
-from kdstream.command import CommandParser, imported
+from kdstream.cli.frame import CommandParser, imported
 from kdstream.errors import UserError
 from kdstream.models.export import load_student
 from kdstream.models.onnx_export import OnnxFile, export_onnx

@@ -12,7 +12,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
 if __name__ == "__main__":
-    from kdstream.command import quiet_imports
+    from kdstream.cli.frame import quiet_imports
 
     quiet_imports()
 
@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdstream.command import CommandParser, imported
+from kdstream.cli.frame import CommandParser, imported
+from kdstream.convert.make_shards import Conversion, make_shards, parse_size
+from kdstream.data.dataset_info import SplitInfo
+from kdstream.data.image_file import MAX_PIXELS
+from kdstream.data.shards import verify
 from kdstream.errors import UserError
-from kdstream.stream.convert import Conversion, make_shards, parse_size
-from kdstream.stream.dataset_info import SplitInfo
-from kdstream.stream.image_file import MAX_PIXELS
-from kdstream.stream.shards import verify
 from kdstream.terminal import say_error, visible
 
 EPILOG = """sources:

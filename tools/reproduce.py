@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
 if __name__ == "__main__":
-    from kdstream.command import quiet_imports
+    from kdstream.cli.frame import quiet_imports
 
     quiet_imports()
 
@@ -32,14 +32,14 @@ from kdstream.addresses import public
 from kdstream.analysis import accuracy as accurate
 from kdstream.analysis import peakiness as peaky
 from kdstream.atomic import write_atomic
-from kdstream.command import CommandParser, imported
+from kdstream.cli.frame import CommandParser, imported
+from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models.pretrained import check_weights, load_for
 from kdstream.models.taps import Tapped
 from kdstream.recipe import class_choice
 from kdstream.stream.language import Call, parse_calls
-from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.terminal import say_error, visible
 
 EXAMPLES = """examples:

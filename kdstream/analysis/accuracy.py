@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kdstream.analysis import plot
 from kdstream.analysis.one_pass import one_pass
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.stream.normalize import normalize
-from kdstream.stream.shards import ShardSet
 
 BINS = 15
 """Of the confidence, as in the experiments of Guo et al. 2017."""

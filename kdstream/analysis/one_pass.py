@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from kdstream.batch import Batch
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.stream.augment import augment
 from kdstream.stream.decode import decode
-from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain
 from kdstream.stream.stream import Stream
-from kdstream.types import Batch
 
 
 def one_pass(

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from kdstream.analysis import plot
 from kdstream.analysis.one_pass import one_pass
+from kdstream.batch import Batch, Outputs
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.stream.coded import coded
-from kdstream.stream.shards import ShardSet
 from kdstream.stream.teacher import answer
-from kdstream.types import Batch, Outputs
 
 BINS = 50
 """Of the histograms of entropy and ground-truth probability."""

@@ -32,7 +32,9 @@ _ZOO = {
 }
 """File -> the names of its factories."""
 
-MODELS = Registry("model", {name: f"kdstream.models.{file}:{name}" for file, names in _ZOO.items() for name in names})
+MODELS = Registry(
+    "model", {name: f"kdstream.models.zoo.{file}:{name}" for file, names in _ZOO.items() for name in names}
+)
 """kdstream's own networks: short name -> factory, called as ``factory(num_classes=..., **kw)``."""
 
 
@@ -60,6 +62,7 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"model {name!r}: num_classes must be a positive whole number, not {num_classes!r}")
+    name = current(name)
     if name.startswith("timm:"):
         from kdstream.models import from_timm
 
@@ -83,6 +86,12 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
     if not hasattr(module, "taps"):
         module.taps = {"penultimate": f"{module.classifier_path}:input"} if module.classifier_path else {}
     return module
+
+
+def current(name: str) -> str:
+    """Today's name of a network: kdstream's own files lay in ``kdstream.models`` once, and old exports say so."""
+    file, _, factory = name.removeprefix("kdstream.models.").partition(":")
+    return f"kdstream.models.zoo.{file}:{factory}" if factory and file in _ZOO and name != file else name
 
 
 def is_dotted(name: str) -> bool:

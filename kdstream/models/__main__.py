@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from kdstream.command import CommandParser
+from kdstream.cli.frame import CommandParser
 from kdstream.errors import UserError
 from kdstream.models import MODELS
 from kdstream.models.macs import Cost, cost

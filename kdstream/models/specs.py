@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.errors import UserError
-from kdstream.models import MODELS, from_timm, is_dotted
+from kdstream.models import MODELS, current, from_timm, is_dotted
 
 MOST_CLASSES = 2**24
 _DEEPEST = 8
@@ -109,11 +109,11 @@ _HEAD = {
 _OURS: Mapping[str, Mapping[str, _Kind]] = {
     **{name: _ZOO[path.split(":")[0].rpartition(".")[2]] for name, path in MODELS.items()},
     **{path: _ZOO[path.split(":")[0].rpartition(".")[2]] for path in MODELS.values()},
-    "kdstream.models.cifar_resnet:CifarResNet": {"depth": _COUNT, "widths": _list(_WIDTH, 4)},
-    "kdstream.models.cifar_resnet:OptionAResNet": {"depth": _COUNT, "widths": _list(_WIDTH, 4)},
-    "kdstream.models.wrn:WideResNet": {"depth": _COUNT, "width": _whole(1, 1024), "dropout": _SHARE},
-    "kdstream.models.vgg:VGG": {"convolutions": _list(_COUNT)},
-    "kdstream.models.cifar_resnet50:CifarBottleneckResNet": {"blocks": _list(_COUNT)},
+    "kdstream.models.zoo.cifar_resnet:CifarResNet": {"depth": _COUNT, "widths": _list(_WIDTH, 4)},
+    "kdstream.models.zoo.cifar_resnet:OptionAResNet": {"depth": _COUNT, "widths": _list(_WIDTH, 4)},
+    "kdstream.models.zoo.wrn:WideResNet": {"depth": _COUNT, "width": _whole(1, 1024), "dropout": _SHARE},
+    "kdstream.models.zoo.vgg:VGG": {"convolutions": _list(_COUNT)},
+    "kdstream.models.zoo.cifar_resnet50:CifarBottleneckResNet": {"blocks": _list(_COUNT)},
     "kdstream.models.joint:JointNetwork": {
         "backbone": _SPEC,
         "path": _PATH,
@@ -199,7 +199,7 @@ def runs_code(spec: Mapping[str, Any]) -> bool:
 
 
 def _is_code(name: str) -> bool:
-    return is_dotted(name) and name not in _OURS
+    return is_dotted(name) and current(name) not in _OURS
 
 
 def _refuse_code(value: Any, source: Path, deepest: int = 4 * _DEEPEST) -> None:
@@ -231,8 +231,8 @@ def _check(spec: Mapping[str, Any], source: Path, trusted: bool, deepest: int) -
         )
     if _is_code(name):
         return  # trusted; what it takes is its own affair
-    if name in _OURS:
-        kinds = _OURS[name]
+    if current(name) in _OURS:
+        kinds = _OURS[current(name)]
     elif name.startswith(from_timm.PREFIX):
         if not re.fullmatch(r"\w+(\.\w+)?", name.removeprefix(from_timm.PREFIX), re.ASCII):
             raise UserError(f"{source}: {shown(name)} is no name of a timm model")

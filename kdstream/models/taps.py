@@ -17,14 +17,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kdstream.batch import Outputs, logits_of
 from kdstream.errors import UserError
-from kdstream.types import Outputs, logits_of
 
 _INPUT = ":input"
 
 
 class Tapped(nn.Module):
-    """A network that answers with :class:`kdstream.types.Outputs`: logits and the requested features only.
+    """A network that answers with :class:`kdstream.batch.Outputs`: logits and the requested features only.
 
     The plain network stays usable, at :attr:`module`: its forward hooks keep something only during a call of this
     wrapper, nothing is kept afterwards, and they go when the wrapper goes. (They are set once and not at every call

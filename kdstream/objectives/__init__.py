@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number
+from kdstream.objectives.common.checks import number
 from kdstream.objectives.presets import expanded
 from kdstream.objectives.term import Phase, Task, Term
 from kdstream.registry import Registry, nearest

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdstream.command import CommandParser
+from kdstream.cli.frame import CommandParser
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Term
 from kdstream.objectives.presets import term_presets

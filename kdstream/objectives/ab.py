@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_maps, need_teacher, number, sequence, tap_pairs
-from kdstream.objectives.initialisation import initial_phase
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.regressor import ConvRegressor, module_name
+from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_pairs
+from kdstream.objectives.common.initialisation import initial_phase
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.regressor import ConvRegressor, module_name
 from kdstream.objectives.term import Phase, Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def boundary_distance(student: Tensor, teacher: Tensor, margin: float) -> Tensor:

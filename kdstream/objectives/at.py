@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_maps, need_positions, need_teacher, tap_pairs, whole
-from kdstream.objectives.precision import at_least_float32
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, tap_pairs, whole
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def attention(maps: Tensor, p: int) -> Tensor:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.draw import keys, uniform
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.attack import ask_student, channel_scale, pixel_range
-from kdstream.objectives.checks import need_same_classes, number, whole
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.processes import join_samples, process_rank
+from kdstream.objectives.common.attack import ask_student, channel_scale, pixel_range
+from kdstream.objectives.common.checks import need_same_classes, number, whole
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.processes import join_samples, process_rank
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
+from kdstream.rng import keys, uniform
 
 
 def base_samples(student: Tensor, teacher: Tensor, label: Tensor, size: int) -> tuple[Tensor, int, float]:

@@ -6,11 +6,11 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from kdstream.objectives.checks import need_samples, need_teacher, whole
-from kdstream.objectives.features import tap_pair, vectors
-from kdstream.objectives.precision import at_least_float32
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_samples, need_teacher, whole
+from kdstream.objectives.common.features import tap_pair, vectors
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 class CorrelationCongruence(Term):

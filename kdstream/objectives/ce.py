@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_classes
-from kdstream.objectives.precision import at_least_float32
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_classes
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 class CrossEntropy(Term):

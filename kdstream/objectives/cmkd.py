@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_weight, number
+from kdstream.objectives.common.checks import need_weight, number
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.pearson import correlation, need_classes_to_correlate, probabilities, switch
-from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.spearman import rank_correlation, soft_ranks
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def entropy(probability: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher, number, tap_pairs, whole
-from kdstream.objectives.contrast import Contrast
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.processes import join_samples, sum_over_processes
+from kdstream.objectives.common.checks import need_teacher, number, tap_pairs, whole
+from kdstream.objectives.common.contrast import Contrast
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.processes import join_samples, sum_over_processes
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 _DENSE = 16
 """Up to so many samples a negative, one matrix product with the whole bank is cheaper than gathering rows (measured on

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_same_classes, number, whole
+from kdstream.objectives.common.checks import need_same_classes, number, whole
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.kd import softened_kl
-from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 class ReversedGradient(torch.autograd.Function):

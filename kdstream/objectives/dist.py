@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdstream.objectives.checks import need_classes, need_same_classes, need_samples, need_weight, number
-from kdstream.objectives.precision import at_least_float32
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_classes, need_same_classes, need_samples, need_weight, number
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def correlation(a: Tensor, b: Tensor, dim: int, eps: float) -> Tensor:

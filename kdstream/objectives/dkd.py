@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_classes, need_same_classes, need_weight, number, whole
-from kdstream.objectives.nontarget import without_label
-from kdstream.objectives.precision import at_least_float32
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_classes, need_same_classes, need_weight, number, whole
+from kdstream.objectives.common.nontarget import without_label
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def split(logits: Tensor, label: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

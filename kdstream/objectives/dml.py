@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs, logits_of
 from kdstream.errors import UserError
-from kdstream.objectives.checks import is_composed, need_classes, number, sequence, whole
+from kdstream.objectives.common.checks import is_composed, need_classes, number, sequence, whole
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.kd import softened_kl
-from kdstream.objectives.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs, logits_of
 
 
 def mutual_kl(logits: Sequence[Tensor], temperature: float) -> list[Tensor]:

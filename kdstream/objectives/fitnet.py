@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_maps, need_teacher, number, sequence, tap_pairs, whole
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.regressor import ConvRegressor, module_name
+from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_pairs, whole
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.regressor import ConvRegressor, module_name
 from kdstream.objectives.term import Phase, Task, Term
-from kdstream.types import Batch, Outputs
 
 
 class FitNet(Term):
@@ -20,7 +20,7 @@ class FitNet(Term):
 
     .. math:: \sum_i W_i \, \mathrm{mean}\big(r_i(s_i) - t_i\big)^2
 
-    The regressors r (convolution, BatchNorm, ReLU: :class:`~kdstream.objectives.regressor.ConvRegressor`) are
+    The regressors r (convolution, BatchNorm, ReLU: :class:`~kdstream.objectives.common.regressor.ConvRegressor`) are
     trained beside the student as ``connector.<tap>``. The mean runs over N, C, H and W.
 
     Source: Romero et al. 2015 (arXiv:1412.6550), eq. (3), which prints half the sum of squares; the mean is that of

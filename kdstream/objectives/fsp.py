@@ -8,13 +8,13 @@ from itertools import pairwise
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_maps, need_teacher, number, sequence, tap_pairs
-from kdstream.objectives.features import product, same_size
-from kdstream.objectives.initialisation import initial_phase
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_pairs
+from kdstream.objectives.common.features import product, same_size
+from kdstream.objectives.common.initialisation import initial_phase
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Phase, Task, Term
-from kdstream.types import Batch, Outputs
 
 FORMS = ("repdistiller", "paper")
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.at import attention
-from kdstream.objectives.checks import need_maps, need_positions, need_teacher, number, whole
-from kdstream.objectives.features import same_size, tap_pair
-from kdstream.objectives.initialisation import initial_phase
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, number, whole
+from kdstream.objectives.common.features import same_size, tap_pair
+from kdstream.objectives.common.initialisation import initial_phase
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Phase, Task, Term
-from kdstream.types import Batch, Outputs
 
 FORMS = ("repdistiller", "paper")
 

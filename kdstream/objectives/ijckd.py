@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number
-from kdstream.objectives.connectors import JointTerm, logit_distance
-from kdstream.objectives.precision import at_least_float32
-from kdstream.types import Batch, Outputs
+from kdstream.objectives.common.checks import number
+from kdstream.objectives.common.connectors import JointTerm, logit_distance
+from kdstream.objectives.common.precision import at_least_float32
 
 
 class IJCKD(JointTerm):

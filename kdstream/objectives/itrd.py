@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_samples, need_teacher, need_weight, number, tap_pairs
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight, number, tap_pairs
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 _TINY = 1e-12
 """Variances and traces below this count as 0: units and samples that are constant contribute no gradient."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_teacher
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Phase, Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def larger_norm(student: Tensor, teacher: Tensor) -> Tensor:

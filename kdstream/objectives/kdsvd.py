@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_maps, need_teacher, number, tap_pairs, whole
-from kdstream.objectives.features import product
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_maps, need_teacher, number, tap_pairs, whole
+from kdstream.objectives.common.features import product
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 @torch.no_grad()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_same_classes
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_same_classes
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def logit_distance(student: Tensor, teacher: Tensor, classes: str = "mean") -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_maps, need_teacher, number, sequence, tap_names, tap_pairs
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.regressor import module_name
+from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_names, tap_pairs
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.regressor import module_name
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def margin(norm: nn.BatchNorm2d, cdf_threshold: float) -> Tensor:

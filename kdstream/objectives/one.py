@@ -8,11 +8,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_classes, number, whole
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_classes, number, whole
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def ensemble_kl(branches: Tensor, ensemble: Tensor, temperature: float, eps: float = 0.0) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_classes, need_same_classes, number
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_classes, need_same_classes, number
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def switch(owner: str, name: str, value: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, linalg
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_samples, need_teacher, number
-from kdstream.objectives.features import product, tap_pair, vectors
+from kdstream.objectives.common.checks import need_samples, need_teacher, number
+from kdstream.objectives.common.features import product, tap_pair, vectors
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def neighbours(features: Tensor, eps: float) -> Tensor:

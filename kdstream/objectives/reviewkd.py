@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher, sequence, tap_names, tap_pairs, whole
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.regressor import module_name
+from kdstream.objectives.common.checks import need_teacher, sequence, tap_names, tap_pairs, whole
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.regressor import module_name
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdstream.objectives.checks import need_samples, need_teacher, need_weight, number
-from kdstream.objectives.features import product, tap_pair, vectors
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight, number
+from kdstream.objectives.common.features import product, tap_pair, vectors
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 MOST_ANGLES = 2**22
 """So many angles at most are held at a time (16 MiB in float32); a larger batch is computed in parts, again in the

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdstream.objectives.connectors import JointTerm
-from kdstream.types import Batch, Outputs
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.connectors import JointTerm
 
 
 class SimKD(JointTerm):

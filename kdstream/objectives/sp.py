@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.objectives.checks import need_samples, need_teacher, tap_pairs
-from kdstream.objectives.features import product, vectors
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.checks import need_samples, need_teacher, tap_pairs
+from kdstream.objectives.common.features import product, vectors
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def similarities(features: Tensor) -> Tensor:

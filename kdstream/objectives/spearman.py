@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import number
+from kdstream.objectives.common.checks import number
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.soft_rank import soft_rank
 from kdstream.objectives.pearson import need_classes_to_correlate, probabilities, switch
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.soft_rank import soft_rank
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 
 def exact_rank(values: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Spearman(Term):
               \rho = 1 - \frac{6 \sum_c d_c^2}{C (C^2 - 1)}, \quad d = \mathrm{rank}(p^S) - \mathrm{rank}(p^T)
 
     p as in :class:`~kdstream.objectives.pearson.Pearson`. The ranks are those of
-    :func:`~kdstream.objectives.soft_rank.soft_rank`, on both sides.
+    :func:`~kdstream.objectives.common.soft_rank.soft_rank`, on both sides.
 
     Source: Niu et al., "Efficient and robust knowledge distillation from a stronger teacher based on correlation
     matching", eq. (7), (9)-(11), (13), which ranks as Blondel et al. 2020 do without saying how strongly it softens.

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_same_classes, number
-from kdstream.objectives.connectors import HEAD, ReusedClassifier, logit_distance, map_distance
+from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.connectors import HEAD, ReusedClassifier, logit_distance, map_distance
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 _TAP = "srrl.map"
 

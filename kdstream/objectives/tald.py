@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.draw import keys, uniform
-from kdstream.objectives.attack import ask_student, pixel_range
-from kdstream.objectives.checks import need_same_classes, number, whole
-from kdstream.objectives.precision import at_least_float32
-from kdstream.objectives.processes import count_processes, process_rank
+from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.attack import ask_student, pixel_range
+from kdstream.objectives.common.checks import need_same_classes, number, whole
+from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.processes import count_processes, process_rank
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
+from kdstream.rng import keys, uniform
 
 
 def unit(rows: Tensor) -> Tensor:

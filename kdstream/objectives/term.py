@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdstream.types import Batch, Outputs
+from kdstream.batch import Batch, Outputs
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.checks import need_teacher, number, tap_pairs
-from kdstream.objectives.precision import at_least_float32
+from kdstream.objectives.common.checks import need_teacher, number, tap_pairs
+from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
-from kdstream.types import Batch, Outputs
 
 _SALT = 0x76_69_74_6B_64  # "vitkd": keeps the masks independent of other draws from the same key
 

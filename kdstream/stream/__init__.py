@@ -1,12 +1,12 @@
 """The stream: shards become batches that already carry the (coded) teacher's answer."""
 
-from kdstream.draw import uniform
+from kdstream.data.shards import ShardSet, open_shards
+from kdstream.rng import uniform
 from kdstream.stream.augment import augment
 from kdstream.stream.coded import coded, fixed, hkl, random
 from kdstream.stream.decode import decode
 from kdstream.stream.language import STAGES, parse_chain
 from kdstream.stream.normalize import normalize
-from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.stream.stage import Chain, Stage, batch_stage, given, stage
 from kdstream.stream.stream import Stream
 from kdstream.stream.teacher import teacher

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from kdstream.draw import uniform
+from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.registry import nearest
+from kdstream.rng import uniform
 from kdstream.stream.normalize import to_unit
 from kdstream.stream.stage import Chain, batch_stage, stage
-from kdstream.types import Batch, Sample
 
 
 def keys(batch: Batch) -> Tensor:

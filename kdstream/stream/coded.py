@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from kdstream import jpeg
-from kdstream.draw import uniform
+from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.hashing import name_of
 from kdstream.registry import import_named, nearest
+from kdstream.rng import uniform
 from kdstream.stream.augment import center_box, color_jitter, crop_flip, keys, random_box, random_flip
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.language import Call
 from kdstream.stream.normalize import normalize, to_bytes
 from kdstream.stream.stage import Chain, Stage
 from kdstream.stream.teacher import teacher
-from kdstream.types import Batch, Sample
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 """(logits [N,1+V,C] with the original at 0, label [N]) -> int64 [N], the index of the version to use."""

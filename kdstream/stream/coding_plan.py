@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 
 from kdstream.atomic import write_atomic
+from kdstream.bars import conversion_progress
+from kdstream.batch import Batch
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
-from kdstream.stream.convert_progress import conversion_progress
 from kdstream.stream.plan import Plan
-from kdstream.stream.shards import ShardSet
-from kdstream.types import Batch
 
 ORIGINAL = 255
 """The byte for a sample whose original is used."""

@@ -7,24 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from kdstream.batch import Sample
+from kdstream.data.image_file import MAX_PIXELS, ImageRefused, open_image, to_rgb
+from kdstream.data.shards import IMAGE_EXTENSIONS
 from kdstream.errors import UserError
-from kdstream.stream.image_file import MAX_PIXELS, ImageRefused, open_image, to_rgb
-from kdstream.stream.shards import IMAGE_EXTENSIONS
 from kdstream.stream.stage import stage
-from kdstream.types import Sample
 
 
 def read_image(data: bytes, what: str, upright: bool = True, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode one image file.
 
     Args:
-        data: the file's bytes, of a format that :func:`~kdstream.stream.image_file.open_image` reads.
+        data: the file's bytes, of a format that :func:`~kdstream.data.image_file.open_image` reads.
         what: names the image in messages.
         upright: turn it as its EXIF orientation says.
         max_pixels: the most that width x height may be.
 
     Returns:
-        uint8 [3,H,W], RGB; see :func:`~kdstream.stream.image_file.to_rgb` for grey, deep and transparent images.
+        uint8 [3,H,W], RGB; see :func:`~kdstream.data.image_file.to_rgb` for grey, deep and transparent images.
 
     Raises:
         UserError: the bytes are no whole image, or one that is not read; or there is not enough memory.

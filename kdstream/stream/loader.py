@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdstream.draw import sample_keys
+from kdstream.batch import Batch, Sample
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
+from kdstream.rng import sample_keys
 from kdstream.stream.plan import Plan
-from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain
-from kdstream.types import Batch, Sample
 
 
 def collate(samples: list[Sample], what: str) -> Batch:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kdstream.batch import Batch
 from kdstream.stream.stage import batch_stage, given
-from kdstream.types import Batch
 
 
 def to_unit(image: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdstream.draw import mix, sample_keys
 from kdstream.errors import UserError
+from kdstream.rng import mix, sample_keys
 
 ROUNDS = 8
 

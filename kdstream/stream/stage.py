@@ -161,10 +161,10 @@ def stage(function: Callable[..., Iterator[Any]]) -> Stage:
 
 
 def batch_stage(function: Callable[..., Iterator[Any]]) -> Stage:
-    """Decorator: a generator over :class:`~kdstream.types.Batch` becomes a stage that runs on the accelerator.
+    """Decorator: a generator over :class:`~kdstream.batch.Batch` becomes a stage that runs on the accelerator.
 
     It must yield one batch for each that it takes. Random draws come from
-    :func:`kdstream.draw.uniform` and the batch's ``rng_key``.
+    :func:`kdstream.rng.uniform` and the batch's ``rng_key``.
     """
     return Stage(function, "batch")
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from kdstream.batch import Batch
+from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
 from kdstream.hashing import Unnamed, network_name
 from kdstream.stream.coded import is_coded, selector_name, unaugmented, view_name
@@ -19,10 +21,8 @@ from kdstream.stream.coding_plan import CHUNK, PlanKey, load_plan, make_plan
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
-from kdstream.stream.shards import ShardSet, open_shards
 from kdstream.stream.stage import Chain, Stage
 from kdstream.stream.teacher import teacher
-from kdstream.types import Batch
 
 
 class Stream:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.stream.normalize import standardise
 from kdstream.stream.stage import batch_stage, given
-from kdstream.types import Batch, Outputs
 
 PIXELS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 26}
 """Pixels that go through the teacher in one forward pass, by device: 64 images of 32x32 on a CPU (larger batches fall

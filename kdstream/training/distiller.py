@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.objectives import Phase, Term, WeightedTerm
-from kdstream.types import Batch, Outputs
 
 
 @dataclass

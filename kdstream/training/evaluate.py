@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from kdstream.batch import Batch
 from kdstream.errors import UserError
 from kdstream.models.taps import Tapped
 from kdstream.stream.stream import Stream
-from kdstream.types import Batch
 
 
 @torch.no_grad()

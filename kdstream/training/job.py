@@ -24,24 +24,24 @@ import kdstream
 from kdstream import recipe as settings
 from kdstream.addresses import public
 from kdstream.atomic import remove_parts, write_atomic, writing
+from kdstream.convert.make_shards import make_shards
+from kdstream.data.shards import ShardSet, has_split, open_shards
+from kdstream.display.progress import Display
+from kdstream.display.report import RunRecord, write_report
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
-from kdstream.stream.convert import make_shards
 from kdstream.stream.language import parse_calls
-from kdstream.stream.shards import ShardSet, has_split, open_shards
 from kdstream.training.accelerator import settle
 from kdstream.training.chains import evaluation_chain, training_chain
-from kdstream.training.fit import KEPT, PEERS, Trainer, locked
+from kdstream.training.loop import KEPT, PEERS, Trainer, locked
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, need_weights
 from kdstream.training.own_code import code_mark
-from kdstream.training.progress import Display
 from kdstream.training.rehearsal import rehearse
-from kdstream.training.report import RunRecord, write_report
 from kdstream.training.stop import StopFlag
 from kdstream.training.teacher_check import TEACHER_FILE, check_teacher
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from kdstream import recipe as settings
+from kdstream.batch import Outputs
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.taps import Tapped
-from kdstream.stream.shards import ShardSet
-from kdstream.types import Outputs
 
 
 @dataclass

@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdstream import recipe as settings
+from kdstream.batch import Batch, Outputs
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, WeightedTerm
 from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
-from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain
 from kdstream.stream.stream import Stream
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.networks import Converted, tapped
-from kdstream.types import Batch, Outputs
 
 
 def prepare(

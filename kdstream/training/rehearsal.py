@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from kdstream import recipe as settings
+from kdstream.batch import Batch
+from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
-from kdstream.stream.shards import ShardSet
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
@@ -24,7 +25,6 @@ from kdstream.training.distiller import Distiller
 from kdstream.training.evaluate import batch_sums, validation_batches
 from kdstream.training.networks import Teacher, make_student, tapped
 from kdstream.training.prepare import answering, begin, memory_format, prepare, probes
-from kdstream.types import Batch
 
 
 def rehearse(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kdstream.types import Batch
+from kdstream.batch import Batch
 
 
 @dataclass

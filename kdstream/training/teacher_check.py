@@ -15,13 +15,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from kdstream.atomic import write_atomic
+from kdstream.data.shards import ShardSet
+from kdstream.display.progress import Display
 from kdstream.recipe import Recipe
-from kdstream.stream.shards import ShardSet
 from kdstream.stream.stream import Stream
 from kdstream.training.chains import evaluation_chain
 from kdstream.training.evaluate import evaluate
 from kdstream.training.networks import Teacher
-from kdstream.training.progress import Display
 
 TEACHER_FILE = "teacher.json"
 """What was found, in the folder of the job."""

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdstream.analysis.accuracy import BINS, Accuracy, accuracy, confusion_figure, reliability_figure
+from kdstream.convert.make_shards import make_shards
+from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.models import build
-from kdstream.stream.convert import make_shards
-from kdstream.stream.shards import open_shards
 from kdstream.stream.stream import Stream
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.25)

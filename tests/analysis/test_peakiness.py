@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from kdstream.analysis.peakiness import BINS, Moments, figure, peakiness
+from kdstream.batch import Outputs
+from kdstream.convert.make_shards import make_shards
+from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.stream.coded import fixed, random
-from kdstream.stream.convert import make_shards
-from kdstream.stream.shards import open_shards
-from kdstream.types import Outputs
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.25)
 QUALITIES = range(0, 101, 10)

@@ -11,9 +11,9 @@ from golden_case import Adapter
 from torch import nn
 from torch.nn import functional as F
 
+from kdstream.batch import Outputs
 from kdstream.models import build
-from kdstream.objectives.connectors import HEAD, logit_distance, map_distance
-from kdstream.types import Outputs
+from kdstream.objectives.common.connectors import HEAD, logit_distance, map_distance
 
 
 class CRDAdapter(Adapter):

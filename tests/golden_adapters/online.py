@@ -11,13 +11,13 @@ from golden_case import TOLERANCE, Adapter, assert_near
 from torch import nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.models.branches import Gate, join
 from kdstream.objectives import Task
 from kdstream.objectives.bss import BoundarySupportingSamples, base_samples
 from kdstream.objectives.dml import DeepMutualLearning, mutual_kl
 from kdstream.objectives.one import OnTheFlyNativeEnsemble, branch_cross_entropies, ensemble_kl
 from kdstream.objectives.tald import AdversarialLocalDistribution, particles
-from kdstream.types import Batch, Outputs
 
 
 def compare(case, values, leaves):

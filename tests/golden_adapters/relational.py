@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from golden_case import Adapter
 
+from kdstream.objectives.common.regressor import module_name
 from kdstream.objectives.nst import selectivity_distance
-from kdstream.objectives.regressor import module_name
 
 
 class ABAdapter(Adapter):

@@ -7,8 +7,8 @@ import dataclasses
 from golden_case import Adapter
 from torch import nn
 
-from kdstream.objectives.regressor import module_name
-from kdstream.types import Outputs
+from kdstream.batch import Outputs
+from kdstream.objectives.common.regressor import module_name
 
 
 class _BatchNorms(nn.Module):

@@ -120,7 +120,7 @@ def test_the_networks_of_others_are_not_imported_unless_trusted(tmp_path, own):
 
 
 def test_kdstreams_own_dotted_factories_need_no_trust(tmp_path):
-    module = build("kdstream.models.cifar_resnet:CifarResNet", 3, depth=8)
+    module = build("kdstream.models.zoo.cifar_resnet:CifarResNet", 3, depth=8)
     save_student(tmp_path, module)
     assert weights_hash(load_student(tmp_path)) == weights_hash(module)
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped, find_classifier
-from kdstream.types import Outputs
 
 
 def small() -> nn.Module:

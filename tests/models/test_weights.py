@@ -166,7 +166,7 @@ def test_files_with_settings_or_whole_modules_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"carries a pickled object \(argparse.Namespace\), .*save the weights alone"):
         read_weights(path)
     torch.save(teacher(), path)
-    with pytest.raises(UserError, match=r"carries a pickled object \(kdstream.models.cifar_resnet.CifarResNet\)"):
+    with pytest.raises(UserError, match=r"carries a pickled object \(kdstream.models.zoo.cifar_resnet.CifarResNet\)"):
         read_weights(path)
 
 

@@ -7,10 +7,10 @@ import torch
 
 from kdstream.errors import UserError
 from kdstream.models import build
-from kdstream.models.cifar_resnet import PadShortcut
-from kdstream.models.shufflenetv1 import Unit as UnitV1
-from kdstream.models.shufflenetv2 import Unit as UnitV2
 from kdstream.models.taps import Tapped
+from kdstream.models.zoo.cifar_resnet import PadShortcut
+from kdstream.models.zoo.shufflenetv1 import Unit as UnitV1
+from kdstream.models.zoo.shufflenetv2 import Unit as UnitV2
 
 
 @pytest.mark.parametrize(("size", "side"), [(8, 1), (32, 4), (63, 7), (64, 4), (224, 14)])
@@ -97,7 +97,7 @@ def test_shuffle_v2_other_widths():
 
 def test_other_bottleneck_resnets_by_dotted_path():
     with torch.device("meta"):
-        module = build("kdstream.models.cifar_resnet50:CifarBottleneckResNet", 100, blocks=[3, 4, 23, 3])
+        module = build("kdstream.models.zoo.cifar_resnet50:CifarBottleneckResNet", 100, blocks=[3, 4, 23, 3])
         resnet50 = build("ResNet50", 100)
     assert module.taps["block3.pre"] == "layer3.22.relu3:input"
     added = sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in resnet50.parameters())
@@ -122,13 +122,13 @@ def test_option_a_has_no_parameters_in_its_shortcuts():
 @pytest.mark.parametrize(
     ("name", "kw", "message"),
     [
-        ("kdstream.models.vgg:VGG", {"convolutions": [1, 1]}, "five blocks"),
-        ("kdstream.models.vgg:VGG", {"convolutions": [1, 1, 1, 1, 0]}, "five blocks"),
+        ("kdstream.models.zoo.vgg:VGG", {"convolutions": [1, 1]}, "five blocks"),
+        ("kdstream.models.zoo.vgg:VGG", {"convolutions": [1, 1, 1, 1, 0]}, "five blocks"),
         ("MobileNetV2", {"width": 0.01}, "width of 1/16 or more, not 0.01"),
         ("MobileNetV2", {"expansion": 0}, "whole number from 1, not 0"),
         ("ShuffleV2", {"widths": [47, 96, 192, 1024]}, "three even widths"),
         ("ShuffleV2", {"widths": [48]}, "three even widths"),
-        ("kdstream.models.cifar_resnet50:CifarBottleneckResNet", {"blocks": [1]}, "four stages"),
+        ("kdstream.models.zoo.cifar_resnet50:CifarBottleneckResNet", {"blocks": [1]}, "four stages"),
         ("akamaster_resnet20", {"widths": [16, 8, 32, 64]}, "cannot shrink the width from 16 to 8"),
     ],
 )

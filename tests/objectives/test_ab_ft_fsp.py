@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Phase, Task, Term, WeightedTerm
 from kdstream.objectives.ab import ActivationBoundary, boundary_distance
@@ -19,7 +20,6 @@ from kdstream.objectives.ce import CrossEntropy
 from kdstream.objectives.fsp import FlowOfSolution
 from kdstream.objectives.ft import FactorTransfer
 from kdstream.training.distiller import Distiller
-from kdstream.types import Batch, Outputs
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 seeds = st.integers(0, 2**31 - 1)

@@ -12,13 +12,13 @@ from jobs import recipe_of, run, run_in_two
 from torch import nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, parse_loss
 from kdstream.objectives.bss import BoundarySupportingSamples, base_samples, boundary_attack, target_classes
 from kdstream.training.metrics import read_metrics
-from kdstream.types import Batch, Outputs
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.25)
 

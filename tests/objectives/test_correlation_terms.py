@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import distributed
 
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import Task
 from kdstream.objectives.cmkd import CorrelationMatching, global_mean
 from kdstream.objectives.pearson import Pearson, correlation
 from kdstream.objectives.spearman import Spearman, exact_rank
-from kdstream.types import Outputs
 
 SEEDS = st.integers(0, 2**31)
 TERMS = {

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdstream.draw import sample_keys
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, WeightedTerm, crd
-from kdstream.objectives.contrast import Contrast
+from kdstream.objectives.common.contrast import Contrast
 from kdstream.objectives.crd import CRD, similarities, weighted_rows
+from kdstream.rng import sample_keys
 from kdstream.training.distiller import Distiller
-from kdstream.types import Batch, Outputs
 
 CLASSES = 4
 

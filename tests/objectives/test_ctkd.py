@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import parse_loss
 from kdstream.objectives.ctkd import CurriculumTemperature, reversal, tempered_kd
 from kdstream.objectives.kd import KnowledgeDistillation
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 
 def logits(seed: int, spread: float = 3.0) -> torch.Tensor:

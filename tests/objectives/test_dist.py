@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.dist import DIST, correlation, correlation_distances
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 

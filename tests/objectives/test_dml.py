@@ -17,6 +17,8 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
+from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import load_student
@@ -26,8 +28,6 @@ from kdstream.objectives.dml import DeepMutualLearning, mutual_kl
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.job import Job, check
 from kdstream.training.metrics import read_metrics
-from kdstream.training.progress import Display
-from kdstream.types import Batch, Outputs
 
 MIXED = {"dml": {"peers": ["resnet14", {"model": "wrn_10_1", "options": {"dropout": 0.1}}]}}
 COHORT = ("student", "peer1", "peer2")

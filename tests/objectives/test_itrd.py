@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import Task
 from kdstream.objectives.itrd import ITRD, correlation, mutual_information, standardise
-from kdstream.types import Batch, Outputs
 
 
 def random(count: int, width: int, seed: int) -> Tensor:

@@ -11,20 +11,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
+from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import load_student, save_student
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, parse_loss
-from kdstream.objectives.connectors import map_distance, pooled_maps
+from kdstream.objectives.common.connectors import map_distance, pooled_maps
 from kdstream.objectives.ijckd import IJCKD
 from kdstream.objectives.simkd import SimKD
 from kdstream.objectives.srrl import SRRL
 from kdstream.recipe import make_recipe
 from kdstream.training.job import Job
 from kdstream.training.metrics import read_metrics
-from kdstream.training.progress import Display
-from kdstream.types import Batch, Outputs
 
 CONNECTORS = {"1x1": [1], "1x1-1x1": [1, 1], "1x1-3x3-1x1": [1, 3, 1]}
 
@@ -65,7 +65,7 @@ def trained(monkeypatch) -> list[nn.Module]:
         found.append(network)
         save_student(folder, network, **about)
 
-    monkeypatch.setattr("kdstream.training.fit.save_student", save)
+    monkeypatch.setattr("kdstream.training.loop.save_student", save)
     return found
 
 
@@ -143,7 +143,7 @@ def test_srrl_exports_the_student_with_its_own_classifier(digits, teacher, train
 def test_a_run_that_dies_after_an_epoch_ends_with_the_same_bits(digits, teacher, tmp_path, monkeypatch, loss):
     settings = {"teacher": teacher, "loss": loss, "epochs": 2, "stream": "decode | augment(cifar, pad=1)"}
     run(digits, tmp_path / "whole", **settings)
-    from kdstream.training import fit
+    from kdstream.training import loop as fit
 
     plain = fit.Trainer._save
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.kdpp import NormAndDirection, norm_and_direction
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 CLASSES, WIDTH = 3, 4
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
+from kdstream.data.shards import open_shards
+from kdstream.display.progress import Display
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.recipe import make_recipe
-from kdstream.stream.shards import open_shards
 from kdstream.stream.stream import Stream
 from kdstream.training.chains import training_chain
 from kdstream.training.checkpoint import load_checkpoint
-from kdstream.training.fit import Trainer
+from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
 from kdstream.training.networks import Teacher
-from kdstream.training.progress import Display
 from kdstream.training.stop import StopFlag
 
 

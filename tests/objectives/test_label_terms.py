@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, parse_loss
 from kdstream.objectives.ce import CrossEntropy
@@ -20,7 +21,6 @@ from kdstream.objectives.label_smoothing import LabelSmoothing
 from kdstream.objectives.nkd import NormalisedKD, nontarget_cross_entropy, target_part
 from kdstream.objectives.term import Task
 from kdstream.objectives.wsld import WeightedSoftLabels, sample_weight
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 temperatures = st.floats(0.5, 20)

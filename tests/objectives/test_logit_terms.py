@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.ce import CrossEntropy
 from kdstream.objectives.kd import KnowledgeDistillation, softened_kl
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 temperatures = st.floats(0.5, 20)

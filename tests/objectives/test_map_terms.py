@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.at import AttentionTransfer, attention, attention_distance
+from kdstream.objectives.common.regressor import ConvRegressor
 from kdstream.objectives.fitnet import FitNet
-from kdstream.objectives.regressor import ConvRegressor
 from kdstream.objectives.term import Phase, Task
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 

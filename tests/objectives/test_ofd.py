@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build
 from kdstream.models.taps import Tapped
 from kdstream.objectives.ofd import OverhaulOfFeatureDistillation as OFD
 from kdstream.objectives.ofd import margin, norm_before, partial_l2
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 TAPS = ("block1.pre", "block2.pre", "block3.pre")

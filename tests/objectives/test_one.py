@@ -14,6 +14,7 @@ from jobs import recipe_of, run, run_in_two, views
 from torch import nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.branches import Branched, Gate, join
@@ -23,7 +24,6 @@ from kdstream.objectives import parse_loss
 from kdstream.objectives.one import OnTheFlyNativeEnsemble, branch_cross_entropies, ensemble_kl
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.metrics import read_metrics
-from kdstream.types import Batch, Outputs
 
 
 def draw(*shape, seed=0) -> torch.Tensor:

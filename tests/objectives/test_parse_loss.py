@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Term, parse_loss
 from kdstream.objectives.at import AttentionTransfer
 from kdstream.objectives.ce import CrossEntropy
 from kdstream.objectives.kd import KnowledgeDistillation
-from kdstream.types import Batch, Outputs
 
 
 @pytest.fixture

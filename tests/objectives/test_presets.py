@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdstream.batch import Batch
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import OBJECTIVES, Task, parse_loss
 from kdstream.objectives.presets import expanded, presets, term_presets, term_settings
 from kdstream.training.distiller import Distiller
-from kdstream.types import Batch
 
 README = Path(__file__).parents[1] / "golden" / "README-logits.md"
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Task, Term, parse_loss, rkd
 from kdstream.objectives.kdsvd import SingularValueTransfer, right_singular
@@ -17,7 +18,6 @@ from kdstream.objectives.nst import selectivity_distance
 from kdstream.objectives.pkt import neighbours
 from kdstream.objectives.rkd import RelationalKD
 from kdstream.objectives.sp import similarities
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 NAMES = ["cc", "kdsvd", "nst", "pkt", "rkd", "sp", "vid"]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.reviewkd import ReviewKD, hierarchical_context_loss
 from kdstream.objectives.term import Task
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 STUDENT = {"block1": (6, 8, 8), "block2": (8, 4, 4), "block3": (12, 2, 2), "penultimate": (12,)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.objectives import OBJECTIVES, Task, parse_loss
@@ -15,7 +16,6 @@ from kdstream.recipe import Model
 from kdstream.training.distiller import Distiller
 from kdstream.training.networks import tapped
 from kdstream.training.prepare import prepare
-from kdstream.types import Batch, Outputs
 
 SETTINGS = {"crd": {"nce_k": 8}}
 SIZE = 16

@@ -10,12 +10,12 @@ from jobs import recipe_of, run, run_in_two
 from torch import nn
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, parse_loss
 from kdstream.objectives.tald import AdversarialLocalDistribution, particles, rbf_kernel, unit
 from kdstream.training.metrics import read_metrics
-from kdstream.types import Batch, Outputs
 
 WIDE = (torch.tensor(-9.0), torch.tensor(9.0))
 

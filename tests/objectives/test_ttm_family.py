@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, parse_loss
 from kdstream.objectives.kd import KnowledgeDistillation
@@ -17,7 +18,6 @@ from kdstream.objectives.renyi import RenyiRegularisedKD, decompose, matching_we
 from kdstream.objectives.term import Task
 from kdstream.objectives.ttm import TransformedTeacherMatching, transformed_kl
 from kdstream.objectives.wttm import WeightedTransformedTeacherMatching, power_sum
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 gammas = st.floats(0.05, 1)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.term import Task
 from kdstream.objectives.vitkd import ViTKD, random_mask
-from kdstream.types import Batch, Outputs
 
 seeds = st.integers(0, 2**31 - 1)
 TAPS = ("tokens.1", "tokens.2", "tokens.last")

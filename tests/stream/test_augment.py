@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from kdstream.draw import sample_keys, uniform
+from kdstream.batch import Batch
 from kdstream.errors import UserError
+from kdstream.rng import sample_keys, uniform
 from kdstream.stream.augment import augment, color_jitter, crop_flip, draw_box, random_flip
-from kdstream.types import Batch
 
 
 def batch_of(count, height=8, width=8, epoch=0):

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from kdstream import jpeg
-from kdstream.draw import sample_keys
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
+from kdstream.rng import sample_keys
 from kdstream.stream.augment import augment, crop_flip
 from kdstream.stream.coded import coded, fixed, hkl, random
 from kdstream.stream.normalize import normalize, standardise
 from kdstream.stream.stage import Chain
 from kdstream.stream.teacher import answer, teacher
-from kdstream.types import Batch, Outputs
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 

@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 
 import kdstream as kd
+from kdstream.batch import Batch
+from kdstream.convert.make_shards import make_shards
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.stream.coding_plan import CHUNK, PlanKey, make_plan
-from kdstream.stream.convert import make_shards
 from kdstream.stream.plan import Plan
 from kdstream.stream.stream import Stream
-from kdstream.types import Batch
 
 
 def make_teacher(seed=0):

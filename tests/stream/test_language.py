@@ -136,7 +136,7 @@ def test_a_filter_of_webdatasets_runs():
     [
         *["builtins:open('{}', 'w')", "os:system('touch {}')", "os:getcwd", "subprocess:Popen(['touch', '{}'])"],
         *["own_stages:os.system('touch {}')", "pathlib:Path.touch('{}')", "webdataset:WebDataset('pipe:touch {}')"],
-        *["kdstream.atomic:write_atomic('{}', 'x')", "kdstream.stream.convert:make_shards('imagefolder:.', '{}')"],
+        *["kdstream.atomic:write_atomic('{}', 'x')", "kdstream.convert.make_shards:make_shards('imagefolder:.', '{}')"],
         *["torch:load('{}')", "torch.hub:load('{}', 'x')", "webdataset.filters:decode('rgb')", "webdataset:xdecode"],
         *[
             "coded(os:system)",

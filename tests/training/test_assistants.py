@@ -13,15 +13,15 @@ from jobs import recipe_of, run, run_and_kill
 from rich.console import Console
 
 import kdstream as kd
+from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.recipe import load_recipe
-from kdstream.training.fit import Trainer
 from kdstream.training.job import Job, check
+from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
-from kdstream.training.progress import Display
 
 KD = {"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}}
 CODED = "decode | augment(cifar, pad=1, flip=false) | coded(hkl, delta=50)"

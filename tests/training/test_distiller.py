@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from kdstream.batch import Batch
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Phase, Term, WeightedTerm
 from kdstream.training.distiller import Distiller
-from kdstream.types import Batch
 
 
 class Prepares(Term):

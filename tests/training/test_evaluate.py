@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from kdstream.data.shards import open_shards
 from kdstream.models import build
-from kdstream.stream.shards import open_shards
 from kdstream.stream.stream import Stream
 from kdstream.training.evaluate import evaluate
 

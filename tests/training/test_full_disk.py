@@ -14,8 +14,8 @@ from faulty_disk import FaultyDisk
 from rich.console import Console
 
 from kdstream import train
+from kdstream.convert.make_shards import make_shards
 from kdstream.models.export import load_student
-from kdstream.stream.convert import make_shards
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.metrics import read_metrics, read_speed
 

@@ -20,14 +20,14 @@ from rich.console import Console
 from torch import nn
 
 import kdstream as kd
+from kdstream.convert.make_shards import make_shards
+from kdstream.display.progress import Display
 from kdstream.errors import DiskError, UserError
 from kdstream.models import build
 from kdstream.models.download import cached
 from kdstream.recipe import make_recipe
-from kdstream.stream.convert import make_shards
 from kdstream.training.job import Job, check
 from kdstream.training.metrics import MetricsLog, read_metrics
-from kdstream.training.progress import Display
 
 HERE = Path(__file__).stem
 

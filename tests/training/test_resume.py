@@ -21,17 +21,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import kdstream as kd
+from kdstream.convert.make_shards import make_shards
+from kdstream.data.shards import open_shards
+from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import load_student, save_student
 from kdstream.recipe import Recipe, load_recipe
-from kdstream.stream.convert import make_shards
-from kdstream.stream.shards import open_shards
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
-from kdstream.training.fit import Trainer
+from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
 from kdstream.training.networks import make_teacher
-from kdstream.training.progress import Display
 from kdstream.training.stop import StopFlag, Stopped
 
 HERE = Path(__file__).stem

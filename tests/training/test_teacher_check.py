@@ -16,15 +16,15 @@ from jobs import recipe_of, run, run_in_two
 from rich.console import Console
 
 import kdstream as kd
+from kdstream.data.shards import open_shards
+from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.export import describe, save_student
-from kdstream.stream.shards import open_shards
 from kdstream.training import teacher_check
 from kdstream.training.job import Job
 from kdstream.training.metrics import read_metrics
-from kdstream.training.progress import Display
 from kdstream.training.teacher_check import TEACHER_FILE, doubts
 
 WORDS = [f"{word} hand" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benches.jpeg import noise
 from benches.measure import SUBSAMPLING, alternate, bench, milliseconds, new_table, ratio, step, whole
 from kdstream import jpeg as kdstream_jpeg
+from kdstream.batch import Batch
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import parse_loss
@@ -22,7 +23,6 @@ from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.normalize import standardise
 from kdstream.stream.teacher import answer
 from kdstream.training.distiller import Distiller
-from kdstream.types import Batch
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
 """Of uniformly random pixels."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdstream.batch import Batch, Outputs
 from kdstream.objectives import Term
-from kdstream.types import Batch, Outputs
 
 Loss = Callable[[Outputs, Outputs | None, Batch], Tensor]
 

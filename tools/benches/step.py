@@ -16,6 +16,7 @@ from benches.coded import MEAN, STD, settle
 from benches.jpeg import noise
 from benches.measure import Ratio, alternate, bench, milliseconds, new_table, ratio, whole
 from benches.others import OTHERS, Other
+from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
@@ -24,7 +25,6 @@ from kdstream.registry import nearest
 from kdstream.stream.normalize import standardise
 from kdstream.stream.teacher import answer
 from kdstream.training.distiller import Distiller, Stage
-from kdstream.types import Batch, Outputs
 
 SAMPLES = 50_000
 """Size of the pretended training set (CIFAR's), which memory banks depend on."""

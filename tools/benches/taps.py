@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from benches.coded import settle
 from benches.measure import alternate, bench, milliseconds, new_table, ratio, whole
+from kdstream.batch import Outputs
 from kdstream.models import build
 from kdstream.models.taps import Tapped
-from kdstream.types import Outputs
 
 TARGET = 1.02
 

@@ -1,0 +1,105 @@
+"""The nouns that stream, models and objectives share, so that none of them needs to import another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sample = dict[str, Any]
+"""One sample on the host: webdataset's dict (``__key__``, ``jpg``/``png``/..., ``cls``: bytes as they stand in the
+shard) plus ``index`` (int, its fixed position in the data set) and ``rng_key`` (int, see :attr:`Batch.rng_key`).
+``decode`` adds ``image`` (uint8 tensor [3,H,W], RGB) and ``label`` (int). A sample that has ``variants``
+(uint8 [V,3,H,W]) carries compressed versions of its image."""
+
+
+@dataclass
+class Outputs:
+    """What a network answers: teacher, student and recorded teacher all speak this.
+
+    Attributes:
+        logits: float [N,C], before any softmax.
+        features: tap name (``block1``, ``penultimate``, ``block2.pre``, ...) -> tensor with N first. Holds the
+            requested taps only.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Outputs:
+        """Outputs with ``fn`` applied to the logits and to every feature."""
+        return Outputs(fn(self.logits), {name: fn(value) for name, value in self.features.items()})
+
+    def detach(self) -> Outputs:
+        """The same values without gradient history."""
+        return self.map(Tensor.detach)
+
+
+@dataclass
+class Batch:
+    """N samples on one device, on their way from the reader to the student.
+
+    Attributes:
+        image: [N,3,H,W]; uint8 from the reader, uint8 or float in [0,1] after augmentation, float and
+            standardised after ``normalize`` (the last stage).
+        label: int64 [N], class numbers.
+        index: int64 [N], the samples' fixed positions in the data set.
+        variants: uint8 [N,V,3,H,W] (float in [0,1] where a stage made it so): compressed versions of ``image``,
+            or None.
+        quality: int64 [N], the JPEG quality of the version that the teacher saw, -1 = the original; or None.
+        teacher: the teacher's answer, detached, or None.
+        rng_key: int64 [N], random keys derived from (seed, epoch, index). Every random draw of a stage comes from
+            these (:func:`kdstream.rng.uniform`), hence the same epoch always gives the same views, whatever
+            the number of processes and workers. None: the index serves as key.
+        qualities: int64 [N,V], the JPEG quality of each version in ``variants``; None without versions.
+        selector: how the ``teacher`` stage chooses among the versions; set by ``coded`` together with ``variants``.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    variants: Tensor | None = None
+    quality: Tensor | None = None
+    teacher: Outputs | None = None
+    rng_key: Tensor | None = None
+    qualities: Tensor | None = None
+    selector: Callable[..., Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def map_tensors(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """A batch with ``fn`` applied to every tensor that it holds."""
+        changed: dict[str, Any] = {
+            name: fn(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        if self.teacher is not None:
+            changed["teacher"] = self.teacher.map(fn)
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on ``device``."""
+        return self.map_tensors(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, which makes copies to a GPU asynchronous."""
+        return self.map_tensors(Tensor.pin_memory)
+
+    def map_views(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply ``fn`` to the images and, identically, to every compressed version.
+
+        ``fn`` takes and returns [N,3,H,W]; what it draws at random must be drawn outside of it, once a sample, so
+        that all versions of a sample are changed alike.
+        """
+        variants = self.variants
+        if variants is not None:
+            variants = torch.stack([fn(variants[:, v]) for v in range(variants.shape[1])], dim=1)
+        return replace(self, image=fn(self.image), variants=variants)
+
+
+def logits_of(answer: Any) -> Any:
+    """The logits [N,C] of what a network answers: that itself, or its ``logits`` (transformers, auxiliary heads)."""
+    return getattr(answer, "logits", answer)

@@ -1,0 +1,494 @@
+"""The index of a split: where in which shard each member of each sample lies, its key and its label."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import posixpath
+import re
+import stat
+import zipfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kdstream.atomic import write_atomic
+from kdstream.data.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members, shown
+from kdstream.errors import UserError
+
+__all__ = [
+    "BLOCK",
+    "IMAGE_EXTENSIONS",
+    "Index",
+    "IndexBuilder",
+    "ScannedShard",
+    "build_index",
+    "scan_shard",
+    "split_name",
+]
+
+INDEX_VERSION = 1
+MOST_EXTENSIONS = 1 << 16
+# fmt: off
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm", "pbm", "pnm", "tif", "tiff", "gif", "jp2", "avif",
+)
+# fmt: on
+"""Members and files with these extensions (lower case, no dot) are images."""
+
+
+@dataclass
+class Index:
+    """n samples of m members in S shards. Plain arrays: about 90 bytes a sample, stored as an npz without pickle.
+
+    Attributes:
+        tag: what the index belongs to; whoever loads it compares.
+        shard_names: S file names, without folder.
+        shard_bytes: int64 [S], sizes of the files.
+        shard: int32 [n], the shard of each sample.
+        label: int64 [n].
+        first: int64 [n+1]; the members of sample i are first[i]..first[i+1]-1, in the order of their headers.
+        offset: int64 [m], where a member's bytes begin in its shard.
+        size: int64 [m], how many they are.
+        extensions: the distinct extensions.
+        extension: uint16 [m], numbers into ``extensions``.
+        key_first: int64 [n+1]; key i is key_text[key_first[i]:key_first[i+1]], the bytes as they stand in the tar.
+        key_text: uint8.
+    """
+
+    tag: str
+    shard_names: list[str]
+    shard_bytes: np.ndarray
+    shard: np.ndarray
+    label: np.ndarray
+    first: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    extensions: list[str]
+    extension: np.ndarray
+    key_first: np.ndarray
+    key_text: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def key(self, i: int) -> str:
+        """The key of sample i. Bytes that are no UTF-8 stand as surrogate escapes: ``os.fsencode`` gives them back."""
+        return self.key_text[self.key_first[i] : self.key_first[i + 1]].tobytes().decode("utf-8", "surrogateescape")
+
+    def members(self, i: int) -> list[tuple[str, int, int]]:
+        """(extension, offset, size) of each member of sample i, in the order of their headers."""
+        part = slice(self.first[i], self.first[i + 1])
+        names = [self.extensions[e] for e in self.extension[part].tolist()]
+        return list(zip(names, self.offset[part].tolist(), self.size[part].tolist(), strict=True))
+
+    def same_as(self, other: Index) -> bool:
+        """Whether both point at the same members of the same shards (tags apart)."""
+        names = [f.name for f in fields(self) if f.name not in ("tag", "extensions", "extension")]
+        if any(not np.array_equal(getattr(self, name), getattr(other, name)) for name in names):
+            return False
+        mine, theirs = np.asarray(self.extensions, str), np.asarray(other.extensions, str)
+        return np.array_equal(mine[self.extension], theirs[other.extension])
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        arrays = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        buffer = io.BytesIO()
+        np.savez(buffer, version=np.asarray(INDEX_VERSION), **arrays)
+        write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path, shard_bytes: int | None = None) -> Index:
+        """Read what :meth:`save` wrote and check that it holds together; nothing in it is executed.
+
+        Args:
+            path: the file.
+            shard_bytes: of all shards together; an index that is larger than what it points at is refused unread.
+
+        Raises:
+            UserError: the file is damaged or of another version.
+        """
+        hint = "delete it, then it is built anew from the shards"
+        try:
+            if shard_bytes is not None and path.stat().st_size > shard_bytes + (1 << 20):
+                raise UserError(f"index {path} is damaged (larger than all of its shards together); {hint}")
+            if not zipfile.is_zipfile(path):
+                raise UserError(f"index {path} is damaged (no npz file); {hint}")
+            _check_declared_sizes(path)
+            with np.load(path, allow_pickle=False) as data:
+                version = int(data["version"]) if "version" in data.files else -1
+                if version != INDEX_VERSION:
+                    raise UserError(f"index {path}: version {version} instead of {INDEX_VERSION}; {hint}")
+                arrays = {f.name: data[f.name] for f in fields(cls)}
+        except UserError:
+            raise
+        except Exception as error:  # damaged files make numpy and zipfile raise many kinds
+            raise UserError(f"index {path} is damaged ({error}); {hint}") from error
+        arrays["tag"] = str(arrays["tag"])
+        for name in ("shard_names", "extensions"):
+            arrays[name] = [str(value) for value in arrays[name].ravel()]
+        index = cls(**arrays)
+        problem = index._problem()
+        if problem:
+            raise UserError(f"index {path} is damaged ({problem}); {hint}")
+        return index
+
+    def _problem(self) -> str | None:
+        """Why reading by this index could go wrong, or None. Everything that `members` trusts is looked at."""
+        kinds = {"shard": np.int32, "extension": np.uint16, "key_text": np.uint8}
+        for name in ("shard_bytes", "shard", "label", "first", "offset", "size", "extension", "key_first", "key_text"):
+            value = getattr(self, name)
+            if value.ndim != 1 or value.dtype != kinds.get(name, np.int64):
+                return f"{name} is {value.dtype} with {value.ndim} dimensions"
+        n, m, shards = len(self), len(self.offset), len(self.shard_names)
+        lengths = (len(self.shard), len(self.first), len(self.key_first), len(self.size), len(self.extension))
+        if lengths != (n, n + 1, n + 1, m, m) or len(self.shard_bytes) != shards:
+            return "its arrays differ in length"
+        for name, total in (("first", m), ("key_first", len(self.key_text))):
+            value = getattr(self, name)
+            if value[0] != 0 or value[-1] != total or (np.diff(value) < 1).any():
+                return f"{name} does not increase from 0 to {total}"
+        if any(Path(name).name != name for name in self.shard_names):
+            return "a shard's name holds a folder"
+        if n == 0:
+            return None
+        if self.label.min() < 0 or self.shard.min() < 0 or self.shard.max() >= shards:
+            return "a label or shard number is out of range"
+        end = self.shard_bytes[self.shard].repeat(np.diff(self.first))
+        if self.size.min() < 0 or self.offset.min() < 0 or (self.offset > end - self.size).any():
+            return "a member lies beyond the end of its shard"
+        if self.extension.max() >= len(self.extensions):
+            return "an extension number is out of range"
+        return None
+
+
+def _check_declared_sizes(path: Path) -> None:
+    """That each array of an npz is as large as it says: numpy reserves what a header declares, and a compressed
+    archive unpacks to a thousand times its size. :meth:`Index.save` compresses nothing.
+
+    Raises:
+        ValueError, zipfile.BadZipFile, OSError: it is not.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+                raise ValueError(f"{entry.filename} is compressed")
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename} is not as large as it says")
+
+
+class IndexBuilder:
+    """Collects samples, shard after shard, into an :class:`Index`. Its memory is that of the index."""
+
+    def __init__(self) -> None:
+        self._shards: list[tuple[str, int]] = []
+        self._shard, self._label = array("i"), array("q")
+        self._first, self._key_first = array("q", [0]), array("q", [0])
+        self._offset, self._size, self._extension = array("q"), array("q"), array("H")
+        self._keys = bytearray()
+        self._extensions: dict[str, int] = {}
+
+    def add_shard(self, name: str, size: int) -> None:
+        """Begin a shard of ``size`` bytes; the samples that follow are its."""
+        self._shards.append((name, size))
+
+    def add_sample(self, key: str, label: int, members: Sequence[tuple[str, int, int]]) -> None:
+        """A sample of the shard begun last; ``members`` as :meth:`Index.members` gives them."""
+        self._shard.append(len(self._shards) - 1)
+        self._label.append(label)
+        for extension, offset, size in members:
+            number = self._extensions.setdefault(extension, len(self._extensions))
+            if number >= MOST_EXTENSIONS:
+                name = f"{key}.{extension}"
+                raise UserError(
+                    f"shard {self._shards[-1][0]}: more than {MOST_EXTENSIONS:,} different extensions up to "
+                    f"{shown(name)}; a sample's key ends at the first dot of the file name: rename the files"
+                )
+            self._extension.append(number)
+            self._offset.append(offset)
+            self._size.append(size)
+        self._first.append(len(self._offset))
+        self._keys += key.encode("utf-8", "surrogateescape")
+        self._key_first.append(len(self._keys))
+
+    def finish(self, tag: str) -> Index:
+        """The index of all that was added."""
+        return Index(
+            tag=tag,
+            shard_names=[name for name, _ in self._shards],
+            shard_bytes=np.asarray([size for _, size in self._shards], np.int64),
+            shard=np.asarray(self._shard, np.int32),
+            label=np.asarray(self._label, np.int64),
+            first=np.asarray(self._first, np.int64),
+            offset=np.asarray(self._offset, np.int64),
+            size=np.asarray(self._size, np.int64),
+            extensions=list(self._extensions),
+            extension=np.asarray(self._extension, np.uint16),
+            key_first=np.asarray(self._key_first, np.int64),
+            key_text=np.frombuffer(bytes(self._keys), np.uint8),
+        )
+
+
+class Scanned(NamedTuple):
+    """A sample as found in a shard; ``members`` are (extension, offset, size) in the order of their headers."""
+
+    key: str
+    label: int
+    members: list[tuple[str, int, int]]
+
+
+@dataclass
+class ScannedShard:
+    """What :func:`scan_shard` found.
+
+    Attributes:
+        name: file name.
+        bytes: its size.
+        samples: in order.
+        told: what a user should know: how many members belong to no sample, by kind.
+        examples: a member of each kind.
+    """
+
+    name: str
+    bytes: int
+    samples: list[Scanned] = field(default_factory=list)
+    told: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def tell(self, kind: str, example: str) -> None:
+        """Count one of a kind."""
+        self.told[kind] += 1
+        self.examples.setdefault(kind, example)
+
+
+def build_index(
+    paths: Sequence[Path],
+    tag: str,
+    on_shard: Callable[[ScannedShard], None] = lambda shard: None,
+    scans: Iterable[ScannedShard] | None = None,
+) -> Index:
+    """Index the samples of WebDataset tars.
+
+    Args:
+        paths: the shards, in order; all in one folder.
+        tag: see :class:`Index`.
+        on_shard: told after each shard what it holds.
+        scans: what :func:`scan_shard` gives for each of them, where somebody scans already.
+
+    Raises:
+        UserError: see :func:`scan_shard`.
+    """
+    builder = IndexBuilder()
+    for shard in map(scan_shard, paths) if scans is None else scans:
+        builder.add_shard(shard.name, shard.bytes)
+        for sample in shard.samples:
+            builder.add_sample(*sample)
+        on_shard(shard)
+    return builder.finish(tag)
+
+
+def scan_shard(path: Path) -> ScannedShard:
+    """Read the headers of a WebDataset tar and find its samples, grouped as webdataset groups them.
+
+    Neighbouring members whose names agree up to the first dot of the file name are one sample. Hard and symbolic
+    links to members of the same tar are read where these lie; other links are counted and left out, and nothing
+    outside of the file is ever read. Names like ``../x`` are only keys: nothing is written to disk. Tars joined end to
+    end are read to the last. Only uncompressed tars: samples of compressed ones cannot be read at random positions.
+
+    Raises:
+        UserError: a shard is missing, truncated, damaged, compressed or no tar; a sample lacks ``.cls`` or an image;
+            a class is no whole number.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"cannot read shard {path}: it is no regular file")
+        with open(path, "rb", buffering=0) as file:
+            return _scan(path, file.fileno(), os.fstat(file.fileno()).st_size)
+    except FileNotFoundError as error:
+        raise UserError(f"shard {path} is missing") from error
+    except OSError as error:
+        raise UserError(f"cannot read shard {path}: {error.strerror or error}") from error
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, extension) of a tar member by WebDataset's naming; None for what is no part of a sample.
+
+    The key ends at the first dot of the file name; the extension is lower case. Hidden files (``._0001.jpg``) and
+    names that begin with ``__meta__`` belong to no sample.
+    """
+    if re.match(r"__[^/]*__(/|$)", name):
+        return None
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and dot else None
+
+
+APART = "; the members of a sample have to be neighbours in the tar"
+OWN_NAMES = frozenset(("__key__", "__url__", "index", "image", "label", "rng_key", "variants", "qualities"))
+"""What kdstream itself puts into a sample; a member of such an extension would be overwritten or misread."""
+
+
+def _scan(path: Path, file: int, length: int) -> ScannedShard:
+    shard = ScannedShard(path.name, length)
+    groups: list[tuple[str, list[tuple[str, int, int]]]] = []
+    links: dict[tuple[int, int], Member] = {}  # (group, place in it) -> a link whose bytes are looked up at the end
+    archive, extensions = 0, set[str]()
+    for member in members(path, file, length):
+        kind = _no_part_of_a_sample(member)
+        if kind is not None:
+            if kind:
+                shard.tell(kind, member.name)
+            continue
+        if member.sparse:
+            raise UserError(f"shard {path}: {shown(member.name)} is a sparse member, write the tar without --sparse")
+        key, extension = split_name(member.name)  # type: ignore[misc]
+        if not groups or groups[-1][0] != key or member.archive != archive:
+            groups.append((key, []))
+            extensions = set()
+        archive, found = member.archive, groups[-1][1]
+        if extension in extensions:
+            raise UserError(f"shard {path}: two members are called {shown(member.name)}")
+        if member.type not in FILES:
+            links[len(groups) - 1, len(found)] = member
+        found.append((extension, member.offset, member.size))
+        extensions.add(extension)
+    lost = _follow(path, file, length, shard, groups, links) if links else {}
+    unfit, problem = 0, ""
+    for key, found in groups:
+        label = _label(file, key, found)
+        if isinstance(label, str):
+            unfit, problem = unfit + 1, problem or label + lost.get(key, "")
+            continue
+        shard.samples.append(Scanned(key, label, found))
+        images = [extension for extension, _, _ in found if extension in IMAGE_EXTENSIONS]
+        if len(images) > 1:
+            shard.tell("samples with several images, of which the first is read", f"{key}: .{', .'.join(images)}")
+    if unfit:
+        more = f" ({unfit:,} of the {len(groups):,} samples in this shard do not fit)" if unfit > 1 else ""
+        raise UserError(f"shard {path}: {problem}{more}")
+    return shard
+
+
+def _no_part_of_a_sample(member: Member) -> str | None:
+    """Why a member is left out; "" where that need not be told, None for those that belong to a sample."""
+    if member.type == FOLDER:
+        return ""
+    if member.type not in (*FILES, SPARSE, HARD_LINK, SYMBOLIC_LINK):
+        return "members left out that are no files"
+    name = split_name(member.name)
+    if name is None:
+        if re.match(r"__[^/]*__(/|$)", member.name):
+            return ""
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        return "hidden files left out" if hidden else "files without an extension left out"
+    return f"members left out whose extension kdstream uses itself, .{name[1]}" if name[1] in OWN_NAMES else None
+
+
+def _follow(
+    path: Path,
+    file: int,
+    length: int,
+    shard: ScannedShard,
+    groups: list[tuple[str, list[tuple[str, int, int]]]],
+    links: dict[tuple[int, int], Member],
+) -> dict[str, str]:
+    """Put the bytes that links stand for into ``groups``. Those that cannot be found are told and taken out; returns
+    what to say of them, by key."""
+    targets = _targets(members(path, file, length))
+    lost: set[tuple[int, int]] = set()
+    said: dict[str, str] = {}
+    for (group, place), link in links.items():
+        target = targets.get(link.offset)
+        if target is None:
+            shard.tell("links left out to files that are not in their tar", f"{link.name} -> {link.target}")
+            lost.add((group, place))
+            said[groups[group][0]] = f"; {shown(link.name)} is a link to {shown(link.target)}, which is not in this tar"
+        elif target.sparse:
+            raise UserError(f"shard {path}: {shown(target.name)} is a sparse member, write the tar without --sparse")
+        else:
+            extension = groups[group][1][place][0]
+            groups[group][1][place] = (extension, target.offset, target.size)
+    for group in {group for group, _ in lost}:
+        kept = [member for place, member in enumerate(groups[group][1]) if (group, place) not in lost]
+        groups[group][1][:] = kept
+    groups[:] = [group for group in groups if group[1]]
+    return said
+
+
+def _targets(found: Iterable[Member]) -> dict[int, Member]:
+    """The file that each link stands for, by the link's offset; links to anything else are left out.
+
+    It is what unpacking would leave under the name: for a hard link the file of that name before it, for a symbolic one
+    the last of that name, seen from the folder that the link lies in. Joined archives do not see each other.
+    """
+    targets: dict[int, Member] = {}
+    names: dict[str, Member] = {}
+    symbolic: list[Member] = []
+
+    def finish() -> None:
+        for link in symbolic:
+            target = _behind_symbolic(names, link)
+            if target is not None:
+                targets[link.offset] = target
+        names.clear()
+        symbolic.clear()
+
+    archive = 0
+    for member in found:
+        if member.archive != archive:
+            finish()
+            archive = member.archive
+        if member.type == HARD_LINK:
+            target = names.get(posixpath.normpath(member.target))
+            if target is None:
+                continue
+            if target.type == SYMBOLIC_LINK:
+                member = member._replace(type=SYMBOLIC_LINK, target=target.target)
+            else:
+                targets[member.offset] = names[posixpath.normpath(member.name)] = target
+                continue
+        if member.type == SYMBOLIC_LINK:
+            symbolic.append(member)
+        if member.type in (*FILES, SPARSE, SYMBOLIC_LINK):
+            names[posixpath.normpath(member.name)] = member
+    finish()
+    return targets
+
+
+def _behind_symbolic(names: dict[str, Member], link: Member) -> Member | None:
+    for _ in range(40):  # as many as Linux follows
+        target = names.get(posixpath.normpath(posixpath.join(posixpath.dirname(link.name), link.target)))
+        if target is None or target.type != SYMBOLIC_LINK:
+            return target
+        link = target
+    return None
+
+
+def _label(file: int, key: str, parts: list[tuple[str, int, int]]) -> int | str:
+    """The class number of a sample, or what is wrong with the sample."""
+    places = {extension: (offset, size) for extension, offset, size in parts}
+    if "cls" not in places:
+        return f"sample {shown(key)} has no .cls member with its class number, only {_listed(places)}{APART}"
+    if not any(extension in IMAGE_EXTENSIONS for extension in places):
+        return f"sample {shown(key)} has no image (.jpg, .png, ...), only {_listed(places)}{APART}"
+    offset, size = places["cls"]
+    text = os.pread(file, min(size, 40), offset)
+    if size > 40 or not re.fullmatch(rb"\s*0*[0-9]{1,6}\s*", text):
+        found = text[:20].decode("utf-8", "replace")
+        return f"class of sample {shown(key)} is {found!r}, not a whole number from 0 to 999999"
+    return int(text)
+
+
+def _listed(extensions: Iterable[str]) -> str:
+    some = [f".{extension}" for extension in extensions][:8]
+    return ", ".join(name if name.isprintable() and len(name) < 20 else shown(name) for name in some)

@@ -1,0 +1,1 @@
+"""kdstream's own networks: one file a family."""
