@@ -1,1 +1,45 @@
-"""The commands."""
+"""The command ``kdstream``: one small file a verb; none of them loads torch to say how it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kdstream import __version__
+from kdstream.registry import nearest
+from kdstream.terminal import say_error
+
+VERBS = {
+    "train": "distil a student as a recipe says",
+    "shards": "make a data set of images, or check one",
+    "evaluate": "accuracy, calibration and confusions of a network",
+    "peakiness": "how sure a teacher is, for original and coded images",
+    "export": "a trained student as one ONNX file",
+    "bench": "speed beside what people use instead",
+    "models": "networks: parameters, multiply-adds, taps",
+    "objectives": "objectives: papers, formulas, settings, presets",
+}
+"""Verb -> what it does; each is a module of this package, with a function ``main``."""
+
+
+def usage() -> str:
+    """What ``kdstream --help`` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(["usage: kdstream VERB ...", "", *lines, "", "kdstream VERB --help says more."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns its exit code."""
+    verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if verb in ("-V", "--version"):
+        print(f"kdstream {__version__}")
+        return 0
+    if verb not in VERBS:
+        say_error(f"error: unknown verb {verb!r}: {nearest(verb, VERBS)}")
+        return 2
+    return importlib.import_module(f"kdstream.cli.{verb}").main(rest)

@@ -1,13 +1,18 @@
-"""What the commands have in common: a mistake is one line, as every other mistake, and Ctrl-C needs no explanation."""
+"""The frame of every command: its command line, one line for a mistake, Ctrl-C and SIGTERM, and the exit code."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from kdstream.errors import UserError
+from kdstream.terminal import say_error
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -16,6 +21,74 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UserError with argparse's message, in one line."""
         raise UserError(f"{' '.join(message.split())}; see --help")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def run_command(
+    parser: Callable[[], CommandParser],
+    run: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+    kept: str = "",
+) -> int:
+    """Parse, run, and say in one line what went wrong.
+
+    Args:
+        parser: makes that of the command line.
+        run: does what the parsed options say; libraries that take long to load are imported in it, not before.
+        arguments: None = those of the process.
+        kept: what becomes of work that is interrupted, for the line that Ctrl-C is answered with.
+
+    Returns:
+        The exit code: 0; 2 for bad input, or output that cannot be written; 130 after Ctrl-C; 143 after SIGTERM.
+    """
+    try:
+        with _terminable():
+            run(parser().parse_args(arguments))
+            sys.stdout.flush()
+    except UserError as error:
+        say_error(f"error: {error}")
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else "cannot write the output: "
+        say_error(f"error: {where}{error.strerror or error}")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        if isinstance(error, BrokenPipeError):  # what is still to be written would fail again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
+    except KeyboardInterrupt as stopped:
+        terminated = isinstance(stopped, Terminated)
+        say_error(("terminated" if terminated else "interrupted") + (f": {kept}" if kept else ""))
+        return 143 if terminated else 130
+    return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """While this is open, SIGTERM raises :class:`Terminated`, and Ctrl-C is heard in a background job as well."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+        yield
+        return
+    handlers: dict[int, Any] = {signal.SIGTERM: terminate, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def find_own_modules() -> None:
+    """Let dotted paths lead to modules in the working folder, as they do under ``python -m``; installed ones first."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def _leave(number: int, _: Any) -> NoReturn:

@@ -90,8 +90,10 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
 
 def current(name: str) -> str:
     """Today's name of a network: kdstream's own files lay in ``kdstream.models`` once, and old exports say so."""
-    file, _, factory = name.removeprefix("kdstream.models.").partition(":")
-    return f"kdstream.models.zoo.{file}:{factory}" if factory and file in _ZOO and name != file else name
+    module, colon, factory = name.partition(":")
+    room, _, file = module.rpartition(".")
+    moved = room == "kdstream.models" and file in _ZOO
+    return f"{room}.zoo.{file}{colon}{factory}" if moved else name
 
 
 def is_dotted(name: str) -> bool:

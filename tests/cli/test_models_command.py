@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from kdstream.models.__main__ import main, readable, shortened
 
 from kdstream.models import MODELS
-from kdstream.models.__main__ import main, readable, shortened
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from kdstream.objectives.__main__ import main, markdown, signature, source, title
 
 from kdstream.objectives import OBJECTIVES
-from kdstream.objectives.__main__ import main, markdown, signature, source, title
 
 PAGE = Path(__file__).parents[2] / "kdstream" / "objectives" / "README.md"
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benches.coded import MEAN, STD, settle
-from benches.jpeg import noise
-from benches.measure import Ratio, alternate, bench, milliseconds, new_table, ratio, whole
-from benches.others import OTHERS, Other
 from kdstream.batch import Batch, Outputs
+from kdstream.benches.coded import MEAN, STD, settle
+from kdstream.benches.jpeg import noise
+from kdstream.benches.measure import Ratio, alternate, bench, milliseconds, new_table, ratio, whole
+from kdstream.benches.others import OTHERS, Other
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped

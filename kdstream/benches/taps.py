@@ -11,9 +11,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from benches.coded import settle
-from benches.measure import alternate, bench, milliseconds, new_table, ratio, whole
 from kdstream.batch import Outputs
+from kdstream.benches.coded import settle
+from kdstream.benches.measure import alternate, bench, milliseconds, new_table, ratio, whole
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benches.measure import SUBSAMPLING, Ratio, alternate, bench, milliseconds, new_table, ratio, step, whole
 from kdstream import jpeg as kdstream_jpeg
+from kdstream.benches.measure import SUBSAMPLING, Ratio, alternate, bench, milliseconds, new_table, ratio, step, whole
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 

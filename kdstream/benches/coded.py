@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benches.jpeg import noise
-from benches.measure import SUBSAMPLING, alternate, bench, milliseconds, new_table, ratio, step, whole
 from kdstream import jpeg as kdstream_jpeg
 from kdstream.batch import Batch
+from kdstream.benches.jpeg import noise
+from kdstream.benches.measure import SUBSAMPLING, alternate, bench, milliseconds, new_table, ratio, step, whole
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import parse_loss

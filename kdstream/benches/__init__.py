@@ -1,0 +1,1 @@
+"""What ``kdstream bench`` measures, one file a bench."""

@@ -1,0 +1,146 @@
+"""``kdstream models``: parameters, multiply-adds and taps of networks by name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+
+if TYPE_CHECKING:
+    from kdstream.models.macs import Cost
+
+EXAMPLES = """examples:
+  kdstream models
+  kdstream models resnet56 vgg8 --classes 10 --taps
+  kdstream models resnet18 --size 224 --classes 1000
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    find_own_modules()
+    return run_command(_parser, _run, arguments)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from kdstream.models import MODELS
+    from kdstream.models.macs import cost
+
+    console, errors = Console(), Console(stderr=True)
+    names = options.names or list(MODELS)
+    costs = [
+        cost(name, options.classes, options.size)
+        for name in track(names, "Counting", console=errors, transient=True, disable=not errors.is_terminal)
+    ]
+    if options.json:
+        print(json.dumps(_plain(costs, options.classes, options.size), indent=2))
+        return
+    title = f"{options.size} x {options.size} images, {options.classes} classes"
+    console.print(_overview(costs, title))
+    if options.taps:
+        for each in costs:
+            console.print(_taps(each))
+    elif not options.names:
+        console.print(
+            "MACs: multiply-adds of one image. Other networks by name: torchvision's (resnet18), timm's "
+            "(timm:deit_tiny_patch16_224), your own (package.module:factory). --taps: paths and shapes.",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="kdstream models",
+        description=(__doc__ or "").partition(": ")[2],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks; none: kdstream's own")
+    parser.add_argument("--size", type=_positive, default=32, help="height and width of the images (default 32)")
+    parser.add_argument("--classes", type=_positive, default=100, help="number of classes (default 100)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--taps", action="store_true", help="every tap with its module path and shape")
+    output.add_argument("--json", action="store_true", help="all of it as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return value
+
+
+def _overview(costs: list[Cost], title: str) -> Table:
+    settings = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns hold the longest line
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **settings)
+    table.add_column("Model", no_wrap=True)
+    table.add_column("Parameters", justify="right", no_wrap=True)
+    table.add_column("MACs", justify="right", no_wrap=True)
+    table.add_column("Taps")
+    for each in costs:
+        table.add_row(each.name, f"{each.parameters:,}", readable(each.macs), shortened(each.taps))
+    return table
+
+
+def _taps(each: Cost) -> Table:
+    table = Table(
+        "Tap", "Module path", "Shape", title=each.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for tap, (path, shape) in each.taps.items():
+        table.add_row(tap, path, " x ".join(map(str, shape)))
+    return table
+
+
+def _plain(costs: list[Cost], classes: int, size: int) -> dict:
+    models = {
+        each.name: {
+            "parameters": each.parameters,
+            "macs": each.macs,
+            "taps": {tap: {"path": path, "shape": shape} for tap, (path, shape) in each.taps.items()},
+        }
+        for each in costs
+    }
+    return {"size": size, "classes": classes, "models": models}
+
+
+def readable(macs: int) -> str:
+    """Four digits at most and a unit: 12,890,000 -> ``12.89 M``."""
+    unit, factor = ("G", 1e9) if macs >= 1e9 else ("M", 1e6)
+    return f"{macs / factor:.{2 if macs < 100 * factor else 1}f} {unit}"
+
+
+def shortened(taps: Iterable[str]) -> str:
+    """Tap names with runs of numbers drawn together: ``stem block1..3 (.pre) map penultimate``."""
+    groups: dict[str, list[int]] = {}  # in the order of their first tap; no numbers: the name itself
+    for tap in taps:
+        found = re.fullmatch(r"(.*?)(\d+)(\.pre)?", tap)
+        if found:
+            groups.setdefault(found[1] + "{}" + (found[3] or ""), []).append(int(found[2]))
+        else:
+            groups[tap] = []
+    words = []
+    for name, numbers in groups.items():
+        plain = name.removesuffix(".pre")
+        if name != plain and groups.get(plain) == numbers:
+            continue  # said beside the plain ones
+        words.append(name.format(_run(numbers)))
+        if numbers and name == plain and groups.get(f"{name}.pre") == numbers:
+            words.append("(.pre)")
+    return " ".join(words)
+
+
+def _run(numbers: list[int]) -> str:
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}..{numbers[-1]}"
+    return ",".join(map(str, numbers))

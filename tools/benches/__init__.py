@@ -1,1 +1,0 @@
-"""The benches of tools/bench.py: what they measure, one file a bench."""
