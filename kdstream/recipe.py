@@ -48,7 +48,7 @@ class Data(Part):
 
     Attributes:
         path: data set folder (or foreign tar folder) under which the splits lie.
-        source: what ``tools/make_shards.py`` makes it of when the folder does not exist; None = it must exist.
+        source: what ``kdstream shards`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
         mean, std: by channel, in [0,1], the latter above 0, that images are standardised with; None = the data set's
             own, of dataset.json.

@@ -98,7 +98,7 @@ def load_dataset_info(folder: Path) -> DatasetInfo:
         UserError: unreadable, not JSON, of a newer schema, or fields that do not fit.
     """
     path = folder / DATASET_FILE
-    hint = "make the shards again with tools/make_shards.py --force"
+    hint = "make the shards again with kdstream shards --force"
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:

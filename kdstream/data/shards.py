@@ -270,7 +270,7 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
     """Open one split.
 
     Args:
-        path: ``FOLDER/SPLIT`` of a data set that ``tools/make_shards.py`` made (``shards/cifar10/train``); or a
+        path: ``FOLDER/SPLIT`` of a data set that ``kdstream shards`` made (``shards/cifar10/train``); or a
             folder of other people's WebDataset tars; or ``FOLDER/SPLIT`` where the tars of a folder carry the
             split in their names (``imagenet-train-0000.tar``). Foreign tars need an image and a ``.cls`` member
             (class number) in every sample. They are indexed on first use; the index is stored beside them, or in
@@ -516,7 +516,7 @@ def _open_foreign(target: Path, text: str) -> ShardSet:
 
 def _not_found(target: Path, text: str) -> str:
     kind = target.parent.name if target.parent.name in ("digits", "cifar10", "cifar100") else "SOURCE"
-    make = f"make them with `python tools/make_shards.py {kind} {os.path.dirname(text.rstrip('/')) or '.'}`"
+    make = f"make them with `kdstream shards {kind} {os.path.dirname(text.rstrip('/')) or '.'}`"
     if target.is_dir():
         gz = any(path.name.endswith((".tar.gz", ".tgz")) for path in target.iterdir())
         tail = "unpack its compressed tars with gunzip" if gz else make

@@ -72,7 +72,7 @@ def term_settings(term: str, name: Any) -> dict[str, Any]:
         having = sorted({term for preset in presets().values() for term in preset.loss})
         raise UserError(f"{where}: has no presets; those that have: {', '.join(having)}")
     if not isinstance(name, str) or (name not in short and name not in full):
-        rest = f"...; all: python -m kdstream.objectives {term}" if short else "..."
+        rest = f"...; all: kdstream objectives {term}" if short else "..."
         hint = _hint(str(name), [*short, *full]) or f"known: {_few(sorted(short) or full, rest)}"
         raise UserError(f"{where}: unknown preset {name!r}: {hint}")
     meant = [name] if name in full else short[name]

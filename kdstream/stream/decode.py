@@ -41,7 +41,7 @@ def read_image(data: bytes, what: str, upright: bool = True, max_pixels: int = M
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"cannot decode {what} ({reason}): the shard is damaged or was made from a broken file; "
-            "check the set with `python tools/make_shards.py --verify FOLDER` and make it again with --on-error skip"
+            "check the set with `kdstream shards --verify FOLDER` and make it again with --on-error skip"
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import re
 import site
@@ -18,38 +17,26 @@ import torch
 
 from kdstream import jpeg
 from kdstream.batch import Batch
+from kdstream.cli.bench import NAMES, main
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.normalize import standardise
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("bench_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.split(".")[0] == "benches"]:
-        del sys.modules[name]
-
-
 @pytest.fixture
-def benches(script):
+def benches():
     """The files of the benches by name."""
-    return SimpleNamespace(
-        **{name: importlib.import_module(f"benches.{name}") for name in ("measure", "jpeg", "coded", "step", "others")}
-    )
+    names = ("measure", "jpeg", "coded", "step", "taps", "others")
+    return SimpleNamespace(**{name: importlib.import_module(f"kdstream.benches.{name}") for name in names})
 
 
 @pytest.fixture
-def run(script, capsys):
+def run(capsys):
     """Run the command here; gives (exit code, what it printed, its error line)."""
 
     def call(*arguments) -> tuple[int, str, str]:
-        code = script.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -315,7 +302,7 @@ def test_a_step_trains_the_student_and_its_loss_alone_does_not(benches):
         (["step", "--objectives", "wtm"], "did you mean 'wttm'?"),
         (["taps", "--models", "resnet9"], "did you mean"),
         (["jpg"], "jpg"),
-        (["step", "--nope"], "bench: unrecognized arguments: --nope; see --help"),
+        (["step", "--nope"], "error: unrecognized arguments: --nope; see --help"),
         (["step", "--student"], "argument --student: expected one argument; see --help"),
         ([], "BENCH"),
         (["jpeg", "--peers", "pilow"], "did you mean 'Pillow'?"),
@@ -330,37 +317,35 @@ def test_a_step_trains_the_student_and_its_loss_alone_does_not(benches):
 def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
     code, out, error = run(*arguments)
     assert code == 2
-    assert error.startswith("bench: ")
+    assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert part in error
     assert "ms" not in out.split()
 
 
-def test_interrupted(script, run, monkeypatch):
+def test_interrupted(benches, run, monkeypatch):
     def interrupt(*_):
         """A bench that is stopped."""
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(script.BENCHES, "step", (interrupt, script.BENCHES["step"][1]))
+    table = benches.measure.BENCHES
+    monkeypatch.setitem(table, "step", (interrupt, table["step"][1]))
     code, _, error = run("step")
-    assert (code, error) == (130, "bench: interrupted\n")
+    assert (code, error) == (130, "interrupted\n")
 
 
-def test_a_bench_is_one_function(script, benches, run, monkeypatch, tmp_path):
-    table = dict(script.BENCHES)
-    monkeypatch.setattr(benches.measure, "BENCHES", table)
-    monkeypatch.setattr(script, "BENCHES", table)
+def test_every_bench_has_a_file_of_its_name_and_a_line_of_help(benches, run):
+    assert benches.measure.BENCHES.keys() == NAMES.keys()
+    for name, (function, _) in benches.measure.BENCHES.items():
+        assert function.__module__ == f"kdstream.benches.{name}"
 
-    @benches.measure.bench({"--count": {"type": benches.measure.whole, "default": 1}})
-    def mine(options, console):
-        """Measures something of my own."""
-        console.print("mine:", options.count)
-        return {"count": options.count}
 
-    code, out, _ = run("mine", "--count", 5, "--json", tmp_path / "a.json")
-    assert (code, out.splitlines()[-1]) == (0, "mine: 5")
-    data = json.loads((tmp_path / "a.json").read_text())
-    assert (data["bench"], data["count"]) == ("mine", 5)
+def test_how_it_is_used_is_told_without_torch(tmp_path):
+    code = "import sys; from kdstream.cli.bench import main; main(['--help'])"
+    with_help = f"try:\n    {code}\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", with_help], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    assert all(name in done.stdout for name in NAMES)
 
 
 def test_from_a_clone_without_installation(tmp_path):
@@ -371,4 +356,4 @@ def test_from_a_clone_without_installation(tmp_path):
     command = [sys.executable, "-S", "-c", code, "nothing"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("bench: ")
+    assert done.stderr.startswith("error: ")

@@ -1,8 +1,7 @@
-"""reproduce, the command: what it prints and writes, and one line for every mistake."""
+"""kdstream evaluate and peakiness: what they print and write, and one line for every mistake."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -21,6 +20,8 @@ from rich.console import Console
 
 from kdstream.analysis.accuracy import Accuracy, accuracy
 from kdstream.analysis.peakiness import peakiness
+from kdstream.cli import main
+from kdstream.cli.evaluate import classes_table, mistakes_table
 from kdstream.data.shards import open_shards
 from kdstream.display.progress import Display
 from kdstream.models import build
@@ -35,23 +36,14 @@ from kdstream.training.metrics import read_metrics
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "reproduce.py"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("reproduce_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(script, capsys, monkeypatch, tmp_path):
+def run(capsys, monkeypatch, tmp_path):
     """Run the command in an empty folder; gives (exit code, what it printed, its error line)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
     def call(*arguments) -> tuple[int, str, str]:
-        code = script.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -175,15 +167,15 @@ def test_evaluation_from_an_address(run, network, digits, tmp_path, monkeypatch)
     assert (written["weights"], written["samples"]) == (url, 20)
 
 
-def test_only_the_least_accurate_of_many_classes_are_shown(script):
+def test_only_the_least_accurate_of_many_classes_are_shown():
     confusion = np.diag(np.arange(1, 31))
     confusion[7, 8] = 40
     confusion[3] = 0
     result = Accuracy(tuple(f"[class] {i}" for i in range(30)), 90, 99, 0.5, 3, (), confusion)
-    heading, table = script.classes_table(result)
+    heading, table = classes_table(result)
     assert heading == "the 10 least accurate of 30 classes"
     with Console(width=80, file=io.StringIO(), record=True) as console:
-        console.print(table, script.mistakes_table(result))
+        console.print(table, mistakes_table(result))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["[class]", "7", "48", "16.67"] in lines
     assert ["[class]", "7", "[class]", "8", "40", "83.33"] in lines
@@ -256,7 +248,7 @@ def test_bad_options_give_one_line_and_no_output(run, command, exported, digits,
 def _refused(answer: tuple[int, str, str], says: str) -> None:
     code, out, err = answer
     assert (code, out) == (2, "")
-    assert err.startswith("reproduce: ")
+    assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert says in err
 
@@ -264,8 +256,7 @@ def _refused(answer: tuple[int, str, str], says: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "the following arguments are required: COMMAND; see --help"),
-        (["evaluat"], "invalid choice: 'evaluat'"),
+        (["evaluat"], "unknown verb 'evaluat': did you mean 'evaluate'?"),
         (["evaluate", "x.pth"], "the following arguments are required: SHARDS; see --help"),
         (["evaluate", "x.pth", "set", "--nope"], "unrecognized arguments: --nope; see --help"),
     ],
@@ -274,12 +265,12 @@ def test_a_bad_command_line(run, arguments, says):
     _refused(run(*arguments), says)
 
 
-def test_interrupted(script, run, monkeypatch):
+def test_interrupted(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "run_evaluate", interrupt)
-    assert run("evaluate", "x.pth", "set") == (130, "", "reproduce: interrupted, nothing written\n")
+    monkeypatch.setattr("kdstream.cli.evaluate.prepare", interrupt)
+    assert run("evaluate", "x.pth", "set") == (130, "", "interrupted: nothing written\n")
 
 
 def test_classes_in_the_order_that_one_says(run, exported, digits, tmp_path):

@@ -1,12 +1,12 @@
-"""python -m kdstream.models: the table fits 80 columns, JSON is JSON, mistakes are one line and exit code 2."""
+"""kdstream models: the table fits 80 columns, JSON is JSON, mistakes are one line and exit code 2."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from kdstream.models.__main__ import main, readable, shortened
 
+from kdstream.cli.models import main, readable, shortened
 from kdstream.models import MODELS
 
 
@@ -59,7 +59,7 @@ def test_mistakes(arguments, capsys):
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert not captured.out
-    assert captured.err.startswith("models: ")
+    assert captured.err.startswith("error: ")
     assert len(captured.err.splitlines()) == 1
 
 
@@ -67,7 +67,7 @@ def test_mistakes(arguments, capsys):
 def test_sizes_that_are_none(value, capsys):
     assert main([f"--size={value}"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == f"models: argument --size: {value!r} is no positive whole number; see --help\n"
+    assert captured.err == f"error: argument --size: {value!r} is no positive whole number; see --help\n"
     assert not captured.out
 
 
@@ -82,17 +82,17 @@ def test_sizes_that_are_none(value, capsys):
 )
 def test_bad_options(arguments, part, capsys):
     assert main(arguments) == 2
-    assert capsys.readouterr().err == f"models: {part}; see --help\n"
+    assert capsys.readouterr().err == f"error: {part}; see --help\n"
 
 
 def test_interrupted(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdstream.models.__main__.cost", interrupt)
+    monkeypatch.setattr("kdstream.models.macs.cost", interrupt)
     assert main(["resnet8"]) == 130
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "models: interrupted\n")
+    assert (captured.out, captured.err) == ("", "interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""python -m kdstream.objectives, and the page that it writes."""
+"""kdstream objectives, and the page that it writes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from kdstream.objectives.__main__ import main, markdown, signature, source, title
 
+from kdstream.cli.objectives import main, markdown, signature, source, title
 from kdstream.objectives import OBJECTIVES
 
 PAGE = Path(__file__).parents[2] / "kdstream" / "objectives" / "README.md"
@@ -64,7 +64,7 @@ def test_one_in_full(run):
 def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
     code, _, error = run(*arguments)
     assert code == 2
-    assert error.startswith("objectives: ")
+    assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert part in error
 
@@ -73,8 +73,8 @@ def test_interrupted(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdstream.objectives.__main__._overview", interrupt)
-    assert run() == (130, "", "objectives: interrupted\n")
+    monkeypatch.setattr("kdstream.cli.objectives._overview", interrupt)
+    assert run() == (130, "", "interrupted\n")
 
 
 def test_the_page_comes_from_a_bench(run, tmp_path):
@@ -102,7 +102,7 @@ def test_the_page_is_up_to_date():
     rows = [line.split(" | ") for line in markdown({**nothing, "objectives": []}) if line.startswith("| `")]
     found = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     assert [row[:5] for row in found] == [row[:5] for row in rows], (
-        "write it anew: python -m kdstream.objectives --markdown FILE > kdstream/objectives/README.md"
+        "write it anew: kdstream objectives --markdown FILE > kdstream/objectives/README.md"
     )
     assert len(rows) == len(OBJECTIVES)
     assert all(signature(OBJECTIVES.find(name)) in "".join(row) for name, row in zip(OBJECTIVES, rows, strict=True))

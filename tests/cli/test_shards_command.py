@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import importlib.util
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from kdstream.cli.shards import main
 from kdstream.convert import make_shards as convert
 from kdstream.convert.make_shards import make_shards, parse_size
 from kdstream.data.shards import open_shards, verify
@@ -28,24 +28,12 @@ from kdstream.errors import UserError
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_shards.py"
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("make_shards_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script()
-
-
 @pytest.fixture
-def run(script, capsys):
+def run(capsys):
     """Run the command here; gives (exit code, what it printed, its error line)."""
 
     def call(*arguments) -> tuple[int, str, str]:
-        code = script.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -78,7 +66,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def one_line(text: str) -> str:
-    assert text.startswith("make_shards: ")
+    assert text.startswith("error: ")
     assert text.count("\n") == 1
     return text
 

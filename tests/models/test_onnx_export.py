@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,10 +16,8 @@ from torch import nn
 
 from kdstream.errors import UserError
 from kdstream.models import build, onnx_export
-from kdstream.models.export import save_student
 from kdstream.models.onnx_export import export_onnx
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_onnx.py"
 MEAN, STD, CLASSES = (0.2, 0.3, 0.4), (0.3, 0.0, 0.1), [f"class {i}" for i in range(10)]
 
 
@@ -185,75 +181,3 @@ def test_no_mean_and_no_place(resnet, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"x.onnx: cannot be written: "):
         export_onnx(resnet, tmp_path / "file" / "x.onnx", (16, 16))
-
-
-# ------------------------------------------------------------------------------------------------- the command
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("export_onnx_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_command_exports_a_run(script, resnet, tmp_path, capsys):
-    run = tmp_path / "run"
-    save_student(run, resnet, CLASSES, MEAN, (0.3, 0.2, 0.1), (16, 16))
-    assert script.main([str(run), "--with-normalization"]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert f"written: {run}/student.onnx" in out
-    assert "input images: float32 [batch,3,16,16], RGB images in [0,1], not standardised" in out
-    assert "checked with onnxruntime: max |difference| from torch " in out
-    unit = images(4, seed=3)
-    with torch.no_grad():
-        expected = resnet(torch.stack([(unit[:, c] - MEAN[c]) / (0.3, 0.2, 0.1)[c] for c in range(3)], dim=1))
-    np.testing.assert_allclose(answer(run / "student.onnx", unit), expected.numpy(), rtol=1e-4, atol=1e-5)
-    assert script.main([str(run / "student.json"), "--size", "20", "--out", str(tmp_path / "o.onnx")]) == 0
-    assert answer(tmp_path / "o.onnx", torch.zeros(2, 3, 20, 20)).shape == (2, 10)
-
-
-def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
-    save_student(tmp_path / "run", vit, CLASSES, MEAN, (0.3, 0.2, 0.1), 16)
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "run")]
-    where = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True}  # of tiny_vit.py
-    refused = subprocess.run(command, **where)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("export_onnx: ")
-    assert refused.stderr.endswith("if you trust it, add --trust-code\n")
-    done = subprocess.run([*command, "--trust-code"], **where)
-    assert (done.returncode, done.stderr) == (0, "")
-    with torch.no_grad():
-        expected = vit(images(3)).numpy()
-    np.testing.assert_allclose(answer(tmp_path / "run" / "student.onnx", images(3)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_interrupted(script, monkeypatch, capsys):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(script, "load_student", interrupt)
-    assert script.main(["run"]) == 130
-    assert capsys.readouterr() == ("", "export_onnx: interrupted, nothing written\n")
-
-
-def test_mistakes_give_one_line_and_exit_code_2(script, resnet, tmp_path, capsys):
-    save_student(tmp_path / "run", resnet)
-    for arguments, says in (
-        ([tmp_path / "nowhere"], "no such folder"),
-        ([tmp_path / "run"], "does not say what size of images it takes: give --size N"),
-        ([tmp_path / "run", "--size", "0"], "--size 0"),
-        ([tmp_path / "run", "--size", "16", "--with-normalization"], "its mean and std are not known"),
-        ([tmp_path / "run", "--size", "16", "--opset", "7"], "opset 7"),
-        ([tmp_path / "run", "--size", "16", "--out", tmp_path], "is a folder"),
-        ([tmp_path / "run", "--bogus"], "unrecognized arguments: --bogus; see --help"),
-        ([], "the following arguments are required: RUN; see --help"),
-    ):
-        assert script.main([str(argument) for argument in arguments]) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert err.startswith("export_onnx: ")
-        assert says in err
-    assert not list(tmp_path.rglob("*.onnx"))

@@ -1,0 +1,102 @@
+"""kdstream export: the file that it writes, what it says, one line for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from kdstream.cli.export import main
+from kdstream.models import build
+from kdstream.models.export import save_student
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_onnx.py"
+MEAN, STD, CLASSES = (0.2, 0.3, 0.4), (0.3, 0.2, 0.1), [f"class {i}" for i in range(10)]
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def answer(path: Path, x: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": x.numpy()})[0]
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return build("resnet8", 10).eval()
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """A network of somebody's own, by dotted path."""
+    torch.manual_seed(0)
+    return build("tiny_vit:TinyViT", 10, width=16).eval()
+
+
+def test_the_command_exports_a_run(resnet, tmp_path, capsys):
+    run = tmp_path / "run"
+    save_student(run, resnet, CLASSES, MEAN, STD, (16, 16))
+    assert main([str(run), "--with-normalization"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"written: {run}/student.onnx" in out
+    assert "input images: float32 [batch,3,16,16], RGB images in [0,1], not standardised" in out
+    assert "checked with onnxruntime: max |difference| from torch " in out
+    unit = images(4, seed=3)
+    with torch.no_grad():
+        expected = resnet(torch.stack([(unit[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1))
+    np.testing.assert_allclose(answer(run / "student.onnx", unit), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert main([str(run / "student.json"), "--size", "20", "--out", str(tmp_path / "o.onnx")]) == 0
+    assert answer(tmp_path / "o.onnx", torch.zeros(2, 3, 20, 20)).shape == (2, 10)
+
+
+def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
+    save_student(tmp_path / "run", vit, CLASSES, MEAN, STD, 16)
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "run")]
+    where = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True}  # of tiny_vit.py
+    refused = subprocess.run(command, **where)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.endswith("if you trust it, add --trust-code\n")
+    done = subprocess.run([*command, "--trust-code"], **where)
+    assert (done.returncode, done.stderr) == (0, "")
+    with torch.no_grad():
+        expected = vit(images(3)).numpy()
+    np.testing.assert_allclose(answer(tmp_path / "run" / "student.onnx", images(3)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdstream.models.export.load_student", interrupt)
+    assert main(["run"]) == 130
+    assert capsys.readouterr() == ("", "interrupted: nothing written\n")
+
+
+def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, capsys):
+    save_student(tmp_path / "run", resnet)
+    for arguments, says in (
+        ([tmp_path / "nowhere"], "no such folder"),
+        ([tmp_path / "run"], "does not say what size of images it takes: give --size N"),
+        ([tmp_path / "run", "--size", "0"], "--size 0"),
+        ([tmp_path / "run", "--size", "16", "--with-normalization"], "its mean and std are not known"),
+        ([tmp_path / "run", "--size", "16", "--opset", "7"], "opset 7"),
+        ([tmp_path / "run", "--size", "16", "--out", tmp_path], "is a folder"),
+        ([tmp_path / "run", "--bogus"], "unrecognized arguments: --bogus; see --help"),
+        ([], "the following arguments are required: RUN; see --help"),
+    ):
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith("error: ")
+        assert says in err
+    assert not list(tmp_path.rglob("*.onnx"))
