@@ -99,12 +99,23 @@ def end_with_launcher(poll: float = 0.5) -> None:
     threading.Thread(target=watch, name="end with launcher", daemon=True).start()
 
 
-def _is_launcher(process: int) -> bool:
-    """Whether a process is Accelerate's or torch's launcher, by its command line."""
+def single_launcher() -> int | None:
+    """The process number of the ``accelerate launch`` that started this process alone; None: there is none."""
+    parent = os.getppid()
+    alone = "RANK" not in os.environ and any("accelerate" in word for word in _command(parent)[:6])
+    return parent if alone and _is_launcher(parent) else None
+
+
+def _command(process: int) -> list[str]:
     try:
         import psutil  # comes with Accelerate
 
-        words = psutil.Process(process).cmdline()
+        return psutil.Process(process).cmdline()
     except Exception:  # gone already, somebody else's, no psutil
-        return False
+        return []
+
+
+def _is_launcher(process: int) -> bool:
+    """Whether a process is Accelerate's or torch's launcher, by its command line."""
+    words = _command(process)
     return any(PurePath(word).name in _LAUNCHERS or any(path in word for path in _LAUNCHING) for word in words[:6])

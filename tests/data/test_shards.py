@@ -302,7 +302,7 @@ def message(path, opener=open_shards) -> str:
 def test_missing_folder_and_splits(made, tmp_path):
     text = message(tmp_path / "shards" / "cifar10" / "train")
     assert "no shards at" in text
-    assert f"python tools/make_shards.py cifar10 {tmp_path}/shards/cifar10`" in text
+    assert f"kdstream shards cifar10 {tmp_path}/shards/cifar10`" in text
     assert message(made / "tset").endswith("has no split 'tset': found train, val")
     assert f"{made}/train" in message(made)
     (tmp_path / "empty").mkdir()

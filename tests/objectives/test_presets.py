@@ -200,7 +200,7 @@ def test_a_change_of_settings_leaves_the_data_alone():
             {"wttm": {"preset": "zzz"}},
             "loss.wttm: unknown preset 'zzz': known: cifar100/ResNet50-MobileNetV2, cifar100/ResNet50-vgg8, "
             "cifar100/resnet110-resnet20, cifar100/resnet110-resnet32, cifar100/resnet32x4-ShuffleV1, ...; all: "
-            "python -m kdstream.objectives wttm",
+            "kdstream objectives wttm",
         ),
         (
             {"itrd": {"preset": "zzz"}},

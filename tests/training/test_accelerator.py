@@ -15,7 +15,7 @@ from jobs import recipe_of
 from torch import nn
 
 import kdstream as kd
-from kdstream import train
+from kdstream.cli import train
 from kdstream.errors import UserError
 from kdstream.models.export import load_student
 from kdstream.recipe import load_recipe

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from faulty_disk import FaultyDisk
 from rich.console import Console
 
-from kdstream import train
+from kdstream.cli import train
 from kdstream.convert.make_shards import make_shards
 from kdstream.models.export import load_student
 from kdstream.training.checkpoint import load_checkpoint

@@ -19,7 +19,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 import kdstream as kd
-from kdstream import train
+from kdstream.cli import train
 from kdstream.data.shards import open_shards
 from kdstream.models import build
 from kdstream.recipe import load_recipe
@@ -87,7 +87,7 @@ def refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.path=shards/nowhere", "no shards at shards/nowhere/train: make them with `python tools/make_shards.py"),
+        ("data.path=shards/nowhere", "no shards at shards/nowhere/train: make them with `kdstream shards"),
         ("data.path=pipe:touch executed;", "no command is ever run to read data"),
         ("data.val=tset", "has no split 'tset': found train, val"),
         ("epohcs=3", "r.yaml: unknown setting 'epohcs': did you mean 'epochs'?"),
@@ -203,7 +203,7 @@ def test_a_corrupt_png_inside_a_shard(write, refused, copied, workers):
     line = refused(write(), f"data.path={folder}", "out=out", f"workers={workers}")
     key = member.name.removesuffix(".png")
     assert f"cannot decode sample {key!r} of {shard} (png)" in line
-    assert "tools/make_shards.py --verify" in line
+    assert "kdstream shards --verify" in line
 
 
 # --- the command line
