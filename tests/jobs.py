@@ -31,8 +31,8 @@ from kdstream.display.progress import Display
 path, processes, name, step = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 save = Trainer._save
 
-def save_and_die(self, at, optimizer):
-    save(self, at, optimizer)
+def save_and_die(self, optimizer):
+    save(self, optimizer)
     if self.recipe.name == name and self.global_step == step:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -52,7 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     find_own_modules()
     try:
         with interruptible():
-            _run(parse_arguments(arguments))
+            chosen = parse_arguments(arguments)
+            # The command line is read: now what takes long to load.
+            from kdstream.display.progress import Display
+            from kdstream.recipe import load_recipe
+            from kdstream.training.accelerator import make_accelerator
+            from kdstream.training.job import Job
+
+            recipe = load_recipe(chosen.recipe, chosen.overrides)
+            accelerator = make_accelerator(chosen.cpu, recipe.precision)
+            with Display(enabled=accelerator.is_main_process) as display:
+                Job(recipe, accelerator, display, chosen.fresh).run()
+            accelerator.end_training()
     except UserError as error:
         say_error(f"{place}: {error}")
         return 2
@@ -75,19 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_error("interrupted; the same command continues")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     return 0
-
-
-def _run(chosen: Namespace) -> None:
-    from kdstream.display.progress import Display
-    from kdstream.recipe import load_recipe
-    from kdstream.training.accelerator import make_accelerator
-    from kdstream.training.job import Job
-
-    recipe = load_recipe(chosen.recipe, chosen.overrides)
-    accelerator = make_accelerator(chosen.cpu, recipe.precision)
-    with Display(enabled=accelerator.is_main_process) as display:
-        Job(recipe, accelerator, display, chosen.fresh).run()
-    accelerator.end_training()
 
 
 def lost(error: RuntimeError) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives import Phase, Term, WeightedTerm
+from kdstream.objectives import Loss, Phase, WeightedTerm
+from kdstream.objectives.loss import weighted_sum
 
 
 @dataclass
@@ -35,40 +36,36 @@ class Distiller(nn.Module):
 
     Args:
         student: images [N,3,H,W] -> Outputs, with the taps that the terms read.
-        terms: of the loss, set up.
+        loss: its terms, set up.
         layout: memory format of the images.
     """
 
     def __init__(
-        self, student: nn.Module, terms: Sequence[WeightedTerm], layout: torch.memory_format = torch.contiguous_format
+        self, student: nn.Module, loss: Sequence[WeightedTerm], layout: torch.memory_format = torch.contiguous_format
     ):
         super().__init__()
         self.layout = layout
         self.student = student
-        self.terms = nn.ModuleList(term for _, _, term in terms)
-        self._names = [(name, weight) for name, weight, _ in terms]
+        self.loss = loss if isinstance(loss, Loss) else Loss(loss)
+        self.terms = nn.ModuleList(self.loss.terms)
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.stage = self.stages()[-1]
         self.reached: set[str] = set()
         # The name under which DistributedDataParallel looks for what it need not send.
         self._ddp_params_and_buffers_to_ignore = [
             f"terms.{number}.{name}"
-            for number, (_, _, term) in enumerate(terms)
+            for number, term in enumerate(self.loss.terms)
             for name, _ in term.named_buffers()
             if any(f"{name}.".startswith(f"{place}.") for place in term.replicated)
         ]
-
-    def _all_terms(self) -> list[tuple[str, float, Term]]:
-        return [(name, weight, term) for (name, weight), term in zip(self._names, self.terms, strict=True)]  # type: ignore[misc]
 
     def stages(self) -> list[Stage]:
         """The phases of every term in order, then the main one with the weighted sum of the terms."""
         stages = [
             Stage(phase.name, [(name, 1.0, getattr(term, phase.loss))], phase.trains, phase)
-            for name, _, term in self._all_terms()
-            for phase in term.phases()
+            for (name, _, term), phase in self.loss.phases()
         ]
-        main = [(name, weight, term.__call__) for name, weight, term in self._all_terms() if term.in_main]
+        main = [(name, weight, term.__call__) for name, weight, term in self.loss.main]
         return [*stages, Stage("main", main)]
 
     def train(self, mode: bool = True) -> Distiller:
@@ -92,16 +89,13 @@ class Distiller(nn.Module):
         batch = replace(batch, image=batch.image.contiguous(memory_format=self.layout))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.trains == "student"):
             student: Outputs = self.student(batch.image)
-        values = [loss(student, batch.teacher, batch) for _, _, loss in self.stage.losses]
-        total = sum(
-            (weight * value for (_, weight, _), value in zip(self.stage.losses, values, strict=True)),
-            start=torch.zeros((), device=student.logits.device),
-        )
+        losses = [(weight, loss) for _, weight, loss in self.stage.losses]
+        total, values = weighted_sum(losses, student, batch.teacher, batch)
         if torch.is_grad_enabled() and not total.requires_grad:
             # A batch with nothing to learn from (none of the samples that a term wants): a step like any other.
             trained = next((parameter for parameter in self.parameters() if parameter.requires_grad), None)
             total = total if trained is None else _Unreached.apply(total, trained)
-        return total, torch.stack([value.detach().float() for value in values]), student.logits.detach()
+        return total, values, student.logits.detach()
 
     def begin(self, stage: Stage, probe: Batch) -> list[nn.Parameter]:
         """Make ``stage`` the current one.
@@ -169,7 +163,7 @@ class Distiller(nn.Module):
         owner, *rest = place.split(".")
         if owner == "student":
             return ".".join([owner, *(rest[1:] if rest[:1] == ["module"] else rest)])
-        return ".".join([self._names[int(rest[0])][0], *rest[1:]])
+        return ".".join([self.loss[int(rest[0])].name, *rest[1:]])
 
 
 class _Unreached(torch.autograd.Function):

@@ -37,7 +37,8 @@ from kdstream.safe_yaml import read_yaml
 from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
 from kdstream.training.chains import evaluation_chain, training_chain
-from kdstream.training.loop import KEPT, PEERS, Trainer, locked
+from kdstream.training.folder import KEPT, PEERS, locked
+from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, need_weights
 from kdstream.training.own_code import code_mark
@@ -107,7 +108,7 @@ class Job:
         self._tell_what_is_left_out(needed)
         if recipe.teacher is not None and teaching is not None:
             teacher_folder = self._kept(teaching, train)
-            self._fit(teaching, teacher_folder, train, val, None)
+            self._trainer(teaching, teacher_folder, train, val, None).fit()
             teacher = make_teacher(_found(recipe.teacher, teacher_folder), train.num_classes, train.classes)
             taught = _record(teacher_folder)
         elif teacher is not None and needed:
@@ -118,13 +119,15 @@ class Job:
         for name, one in runs.items():
             last, passed = self._assist(chains[name], teacher, train, val)
             assistants += [link for link in passed if link not in assistants]
-            results.append(self._fit(one, places[name], train, val, last))
+            results.append(self._trainer(one, places[name], train, val, last).fit())
         if self.accelerator.is_main_process:
             self._report(folder, places, results, taught, assistants, train)
         return results
 
-    def _fit(self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None) -> Any:
-        return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop).fit()
+    def _trainer(
+        self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None
+    ) -> Trainer:
+        return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop)
 
     def _teacher_recipe(self) -> Recipe | None:
         """How to train the teacher: the recipe without teacher and runs, with the settings of teacher.train."""
@@ -259,7 +262,7 @@ class Job:
             before = teacher.network.spec["name"]
             folder = self._kept(link, train, f"-{teacher.hash}")
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
-            self._fit(link, folder, train, val, teacher)
+            self._trainer(link, folder, train, val, teacher).fit()
             teacher = make_teacher(_found(link.student, folder), train.num_classes, train.classes)
             folders.append(folder)
         if links:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,18 +12,14 @@ from kdstream import recipe as settings
 from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
-from kdstream.models.pretrained import without_weights
-from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
-from kdstream.stream.plan import Plan
-from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
-from kdstream.training.chains import evaluation_chain, training_chain
+from kdstream.training.chains import evaluation_chain
 from kdstream.training.distiller import Distiller
 from kdstream.training.evaluate import batch_sums, validation_batches
-from kdstream.training.networks import Teacher, make_student, tapped
-from kdstream.training.prepare import answering, begin, memory_format, prepare, probes
+from kdstream.training.networks import Teacher
+from kdstream.training.setup import memory_format, set_up
 
 
 def rehearse(
@@ -55,7 +50,6 @@ def rehearse(
 
     def attempt(layout: torch.memory_format) -> Teacher | None:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(recipe.seed)
             return _rehearse(recipe, train, teacher, accelerator, val, layout)
 
     layout = memory_format(recipe, device)
@@ -91,49 +85,28 @@ def _rehearse(
     val: ShardSet | None,
     layout: torch.memory_format,
 ) -> Teacher | None:
-    device, world = accelerator.device, accelerator.num_processes
-    terms = parse_loss(recipe.loss)
-    given: dict[str, Any] = {}
-    tapped_teacher, statistics = None, None
-    uses_teacher = any(term.uses_teacher for _, _, term in terms)
-    if uses_teacher:
-        assert teacher is not None
-        taps = [tap for _, _, term in terms for tap in term.teacher_taps]
-        tapped_teacher = tapped(teacher.network.cpu(), taps, teacher.settings).eval().to(memory_format=layout)
-        statistics = teacher.mean or train.mean, teacher.std or train.std
-        given = {"teacher": answering(tapped_teacher, accelerator, layout)}
-        given |= {"teacher_mean": statistics[0], "teacher_std": statistics[1]}
-    chain = _uncoded(training_chain(recipe, uses_teacher))
-    probe, larger = probes(train, recipe, given, chain, device)
-    wanted = recipe.student
-    if wanted.model is not None:
-        wanted = wanted.model_copy(update={"options": without_weights(wanted.model, wanted.options)})
-    network = make_student(wanted, train.num_classes, train.classes)
-    network, student, asked_teacher = prepare(
-        network, wanted, tapped_teacher, statistics, terms, probe, train, recipe, world
-    )
-    if asked_teacher is not None:
-        asked_teacher.to(device)
-    distiller = Distiller(student, terms, layout).to(device, memory_format=layout)
-    probe = probe.to(device)
-    for stage in distiller.stages():
+    setup = set_up(recipe, train, val or train, teacher, accelerator, rehearsal=True, layout=layout)
+    for stage in setup.distiller.stages():
         with accelerator.autocast():
-            begin(distiller, stage, probe, larger)
-            if stage.trains == "student" and Plan(len(train), recipe.batch_size).smallest_slice(world) == 1:
-                _try_one(distiller, probe)
-    for _, _, term in reversed(terms):
-        network = term.deploy(network)
-    peers = {name: peer for _, _, term in terms for name, peer in term.peers().items()}
+            setup.begin(stage)
+            if stage.trains == "student" and setup.smallest_slice == 1:
+                _try_one(setup.distiller, setup.probe)
+    network = setup.networks["student"]
     if val is not None:
-        few = Stream(val, min(recipe.eval_batch_size, 64), train=False, rank=0, world=1, device=device, given=given)
-        batch = next(validation_batches(few | evaluation_chain(recipe))).map_tensors(lambda tensor: tensor[:2])
-        with torch.no_grad(), accelerator.autocast():
-            for one in (network, *peers.values()):
-                batch_sums(one.eval(), batch)
-    if recipe.export_network == "best" and any(peer.spec != network.spec for peer in peers.values()):
+        _try_evaluation(recipe, val, accelerator, list(setup.networks.values()))
+    if recipe.export_network == "best" and any(peer.spec != network.spec for peer in setup.networks.values()):
         return None
     exported = settings.Teacher(taps=recipe.student.taps)
     return Teacher(network.requires_grad_(False).eval().cpu(), exported, None, None, hash="")
+
+
+def _try_evaluation(recipe: Recipe, val: ShardSet, accelerator: Accelerator, networks: list[Any]) -> None:
+    """Two of the validation set's samples through every network that will be evaluated."""
+    stream = Stream(val, min(recipe.eval_batch_size, 64), train=False, rank=0, world=1, device=accelerator.device)
+    batch = next(validation_batches(stream | evaluation_chain(recipe))).map_tensors(lambda tensor: tensor[:2])
+    with torch.no_grad(), accelerator.autocast():
+        for network in networks:
+            batch_sums(network.eval(), batch)
 
 
 def _try_one(distiller: Distiller, probe: Batch) -> None:
@@ -152,18 +125,3 @@ def _try_one(distiller: Distiller, probe: Batch) -> None:
             "the smallest batch of an epoch gives a process a single sample, of which BatchNorm has no statistics at a "
             "map's only position: raise batch_size, or use fewer processes"
         ) from None
-
-
-def _uncoded(chain: Chain) -> Chain:
-    """The chain without ``coded``; the teacher answers for each image as if that were the version chosen."""
-    stages = [stage for stage in chain.stages if stage.name != "coded"]
-    if len(stages) < len(chain.stages):
-        stages.insert([stage.name for stage in stages].index("teacher"), _offer_originals)
-    return Chain(tuple(stages))
-
-
-@batch_stage
-def _offer_originals(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Each image as its only version."""
-    for batch in batches:
-        yield replace(batch, variants=batch.image[:, None], qualities=batch.index.new_full((len(batch), 1), -1))

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdstream.batch import Batch
 
+HEAD = ("samples", "correct", "loss", "entropy", "entropy_squares", "gt_probability", "gt_probability_squares")
+"""What stands first in ``Sums.values``; the terms follow."""
+
+
+class Summary(NamedTuple):
+    """Means over an epoch.
+
+    Attributes:
+        top1: percent.
+        loss: the weighted sum of the terms.
+        terms: name -> unweighted value.
+        entropy: mean and deviation of the entropy of the teacher's answers, in nats.
+        gt_probability: the same of the probability that it gives to the right class.
+        qualities: JPEG quality (-1 = the original), as text -> how often it was chosen.
+    """
+
+    top1: float
+    loss: float
+    terms: dict[str, float]
+    entropy: tuple[float, float]
+    gt_probability: tuple[float, float]
+    qualities: dict[str, int]
+
 
 @dataclass
 class Sums:
-    """What is summed over an epoch, on the device, in float64; saved with every checkpoint."""
+    """What is summed over an epoch, on the device, in float64; saved with every checkpoint.
+
+    Attributes:
+        names: of the terms.
+        device: where the sums are.
+        values: float64 [7 + T]: those of :data:`HEAD`, then one a term.
+        qualities: int64 [102], how often each quality was chosen; the original first.
+    """
 
     names: list[str]
     device: torch.device
@@ -20,8 +53,7 @@ class Sums:
     qualities: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        # samples, correct, loss, teacher's entropy and its square, ground-truth probability and its square, terms...
-        self.values = torch.zeros(7 + len(self.names), dtype=torch.float64, device=self.device)
+        self.values = torch.zeros(len(HEAD) + len(self.names), dtype=torch.float64, device=self.device)
         self.qualities = torch.zeros(102, dtype=torch.int64, device=self.device)
 
     def add(self, batch: Batch, loss: Tensor, terms: Tensor, logits: Tensor) -> None:
@@ -38,6 +70,30 @@ class Sums:
         self.values += torch.cat([head, terms.double() * count])
         if batch.quality is not None:
             self.qualities.index_add_(0, batch.quality + 1, torch.ones_like(batch.quality))
+
+    def top1(self) -> float:
+        """Percent, of what this process has seen so far."""
+        count, correct = self.values[:2].tolist()
+        return 100 * correct / max(count, 1)
+
+    def summary(self, reduce: Callable[[Tensor], Tensor]) -> Summary:
+        """The epoch's means; ``reduce`` sums a tensor over all processes, which must call this together."""
+        values = reduce(self.values.clone()).tolist()
+        sums = dict(zip(HEAD, values, strict=False))
+        count = sums["samples"]
+
+        def mean_std(name: str) -> tuple[float, float]:
+            mean = sums[name] / count
+            return mean, math.sqrt(max(sums[f"{name}_squares"] / count - mean**2, 0))
+
+        return Summary(
+            top1=100 * sums["correct"] / count,
+            loss=sums["loss"] / count,
+            terms={name: value / count for name, value in zip(self.names, values[len(HEAD) :], strict=True)},
+            entropy=mean_std("entropy"),
+            gt_probability=mean_std("gt_probability"),
+            qualities={str(i - 1): n for i, n in enumerate(reduce(self.qualities.clone()).tolist()) if n},
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """For the checkpoint."""

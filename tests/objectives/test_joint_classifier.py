@@ -65,7 +65,7 @@ def trained(monkeypatch) -> list[nn.Module]:
         found.append(network)
         save_student(folder, network, **about)
 
-    monkeypatch.setattr("kdstream.training.loop.save_student", save)
+    monkeypatch.setattr("kdstream.training.results.save_student", save)
     return found
 
 
@@ -147,8 +147,8 @@ def test_a_run_that_dies_after_an_epoch_ends_with_the_same_bits(digits, teacher,
 
     plain = fit.Trainer._save
 
-    def dying(self, at, optimizer):
-        plain(self, at, optimizer)
+    def dying(self, optimizer):
+        plain(self, optimizer)
         raise KeyboardInterrupt  # the first epoch is saved
 
     with monkeypatch.context() as patched:

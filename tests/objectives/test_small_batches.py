@@ -15,7 +15,7 @@ from kdstream.objectives import OBJECTIVES, Task, parse_loss
 from kdstream.recipe import Model
 from kdstream.training.distiller import Distiller
 from kdstream.training.networks import tapped
-from kdstream.training.prepare import prepare
+from kdstream.training.setup import prepare
 
 SETTINGS = {"crd": {"nce_k": 8}}
 SIZE = 16
@@ -54,8 +54,7 @@ def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **s
     terms = parse_loss({name: {**SETTINGS.get(name, {}), **settings}})
     train = Labels(num_classes=classes, labels=[i % classes for i in range(20)], mean=(0.5,) * 3, std=(0.2,) * 3)
     plain = build(num_classes=classes, **theirs).eval().requires_grad_(False)
-    taps = [tap for _, _, term in terms for tap in term.teacher_taps]
-    teacher = tapped(plain, taps, Model(model=theirs["name"])).eval()
+    teacher = tapped(plain, terms.teacher_taps, Model(model=theirs["name"])).eval()
 
     def batch(count: int) -> Batch:
         image, index = torch.randn(count, 3, size, size), torch.arange(count)
@@ -64,8 +63,9 @@ def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **s
     with torch.no_grad():
         probe, small = batch(2), batch(count)
     student = build(num_classes=classes, **ours)
-    _, student, _ = prepare(
-        student, Model(model=ours["name"]), teacher, (train.mean, train.std), terms, probe, train, 10, count
+    recipe = SimpleNamespace(epochs=10, batch_size=count)
+    _, student, _, _ = prepare(
+        student, Model(model=ours["name"]), teacher, (train.mean, train.std), terms, probe, train, recipe, 1
     )
     distiller = Distiller(student, terms)
     found = []

@@ -109,8 +109,8 @@ def test_the_report_marks_them(whole):
 
 def test_assistants_are_trained_once_for_all_runs_and_for_the_next_job(digits, teacher, tmp_path, monkeypatch):
     trained = []
-    fit = Trainer._run
-    monkeypatch.setattr(Trainer, "_run", lambda self, state: (trained.append(self.recipe.name), fit(self, state))[1])
+    begin = Trainer._begin
+    monkeypatch.setattr(Trainer, "_begin", lambda self: (trained.append(self.recipe.name), begin(self))[1])
     runs = {
         "labels only": {"loss": "ce", "assistants": []},
         "kd": {"assistants": []},

@@ -480,8 +480,8 @@ def test_resuming_between_phases_and_random_numbers_of_terms(digits, teacher, tm
     job(recipe)
     save = Trainer._save
 
-    def save_and_die(self, at, optimizer):
-        save(self, at, optimizer)
+    def save_and_die(self, optimizer):
+        save(self, optimizer)
         if self.global_epoch == 1:
             raise KeyboardInterrupt
 

@@ -124,7 +124,7 @@ class Stopping(Trainer):
     """Gets a signal at a step of the whole training, counted from 0, or at the first after it that ends a group."""
 
     def _must_stop(self, step: int) -> bool:
-        if self.stop_at is not None and self.global_epoch * self.stream.steps + step >= self.stop_at:
+        if self.stop_at is not None and self.global_epoch * self.setup.stream.steps + step >= self.stop_at:
             self.stop.signal = signal.SIGTERM
         return super()._must_stop(step)
 
@@ -382,11 +382,11 @@ def test_a_best_pt_that_cannot_be_exported(digits, tmp_path, fault):
 
 def test_what_some_batches_do_not_reach_is_trained_all_the_same(digits, tmp_path):
     trainer = fit(of_reach(digits, tmp_path / "a"), tmp_path / "a", Accelerator(cpu=True))
-    term = trainer.distiller.terms[1]
+    term = trainer.setup.distiller.terms[1]
     moved = [not layer.weight.equal(start) for layer, start in zip(term.layers, term.start, strict=True)]
     assert moved == [True] * 10
     recipe = of_reach(digits, tmp_path / "b", student=f"{HERE}:Skipping", loss="ce", batch_size=24)
-    _all_blocks_move(recipe, fit(recipe, tmp_path / "b", Accelerator(cpu=True)).networks["student"])
+    _all_blocks_move(recipe, fit(recipe, tmp_path / "b", Accelerator(cpu=True)).setup.networks["student"])
 
 
 def _all_blocks_move(recipe: Recipe, network: nn.Module) -> None:

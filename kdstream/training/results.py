@@ -1,0 +1,261 @@
+"""Results: an epoch's row, the best epoch, and what is written when a training is finished."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdstream.atomic import write_atomic, writing
+from kdstream.data.shards import ShardSet
+from kdstream.display.progress import Display
+from kdstream.errors import UserError
+from kdstream.models.export import save_student
+from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
+from kdstream.training.evaluate import evaluate
+from kdstream.training.folder import BEST, PEERS, RESULT, Identity
+from kdstream.training.metrics import read_metrics
+from kdstream.training.setup import Setup
+from kdstream.training.state import State
+from kdstream.training.sums import Sums
+
+
+@dataclass
+class Results:
+    """What a training measures, keeps and exports.
+
+    Attributes:
+        identity: of the training.
+        setup: its networks and data.
+        train: the training set, which names the classes.
+        accelerator: of all processes.
+        display: shows evaluations, and says what was exported.
+        state: where it stands; its ``best`` and ``last_row`` are written here.
+    """
+
+    identity: Identity
+    setup: Setup
+    train: ShardSet
+    accelerator: Accelerator
+    display: Display
+    state: State
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        several = self.accelerator.num_processes > 1
+        return self.accelerator.reduce(tensor) if several else tensor  # type: ignore[return-value]  # reduce is untyped
+
+    # --- an epoch
+
+    def end_epoch(self, sums: Sums, phase: str, rate: float, main: bool, advice: Callable[[], str]) -> dict[str, Any]:
+        """Evaluate; the epoch's row of metrics.
+
+        Args:
+            sums: of the epoch, of this process.
+            phase: its name.
+            rate: the last learning rate.
+            main: whether it is the main phase, whose best epoch counts.
+            advice: what may help where the weights are not finite.
+
+        Raises:
+            UserError: weights that are not finite.
+        """
+        total = sums.summary(self.reduce)
+        row: dict[str, Any] = {
+            "phase": phase,
+            "epoch": self.state.epoch + 1,
+            "step": self.state.step,
+            "lr": rate,
+            "loss": total.loss,
+            **{f"loss/{name}": value for name, value in total.terms.items()},
+            "train/top1": total.top1,
+        }
+        if self.setup.loss.uses_teacher:
+            row |= {"teacher/entropy": total.entropy[0], "teacher/gt_probability": total.gt_probability[0]}
+        tops = self._evaluate(row, advice)
+        chosen = self._chosen(tops)
+        if main and tops[chosen] > self.state.best.get("top1", -math.inf):
+            self.state.best = {"top1": tops[chosen], "epoch": row["epoch"], "network": chosen, "tops": tops}
+        self.state.last_row = {**row, "network": chosen, "top1": tops[chosen], "tops": tops}
+        if self.setup.loss.uses_teacher:
+            teacher = {"entropy": list(total.entropy), "gt_probability": list(total.gt_probability)}
+            self.state.last_row |= {"teacher": teacher, **({"qualities": total.qualities} if total.qualities else {})}
+        return row
+
+    def _evaluate(self, row: dict[str, Any], advice: Callable[[], str]) -> dict[str, float]:
+        """Add to a row what the networks reach on the validation set; network -> top-1."""
+        if self.accelerator.num_processes > 1:
+            # What is measured is what is saved: the first process's running statistics.
+            for buffer in self.setup.distiller.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        tops: dict[str, float] = {}
+        stream = self.setup.eval_stream
+        for name, network in self.setup.networks.items():
+            stream.load_state_dict({"epoch": 0, "step": 0})
+            prefix = "val" if name == "student" else f"val/{name}"
+            with self.display.task(f"evaluation of {name}", stream.plan.size) as task, self.accelerator.autocast():
+                measured = evaluate(network, stream, self.reduce, task.advance)
+            row |= {f"{prefix}/{key}": measured[key] for key in ("loss", "top1", "top5")}
+            tops[name] = measured["top1"]
+            if math.isnan(measured["loss"]):
+                recipe = self.identity.recipe
+                raise UserError(
+                    f"recipe {recipe.name}: the weights are not finite after epoch {row['epoch']}: {advice()}"
+                )
+        return tops
+
+    def _chosen(self, tops: Mapping[str, float]) -> str:
+        """Which of the networks is to be exported."""
+        of_student = self.identity.recipe.export_network == "student"
+        return "student" if of_student else max(tops, key=lambda name: tops[name])
+
+    # --- the best epoch
+
+    def save_best(self) -> None:
+        """Write best.pt, where the epoch that has just ended is the best; last.pt, which names that epoch, is there."""
+        best = self.state.best
+        if not self.accelerator.is_main_process or best.get("epoch") != self.state.epoch:
+            return
+        networks = self.setup.networks
+        state: dict[str, Any] = {
+            "fingerprint": self.identity.fingerprint,
+            "network": best["network"],
+            "epoch": best["epoch"],
+            "state": networks[best["network"]].state_dict(),
+        }
+        if self.identity.recipe.export_all:
+            state["others"] = {one: net.state_dict() for one, net in networks.items() if one != best["network"]}
+        save_checkpoint(state, self.identity.folder / BEST)
+
+    def read_best(self) -> dict[str, dict[str, Tensor]]:
+        """The networks' weights in the best epoch: network -> state.
+
+        Raises:
+            UserError: best.pt is missing, damaged or of another training.
+        """
+        path, advice = self.identity.folder / BEST, "put back the right one, or --fresh to start anew"
+        best = self.state.best
+        state = load_checkpoint(path, advice)
+        if state is None:
+            raise UserError(f"{path} is missing, and export: best asks for it: {advice}")
+        same = state["fingerprint"] in (self.identity.fingerprint, self.identity.without_code)
+        # Those of earlier versions name no epoch.
+        found = (state["network"], state.get("epoch", best["epoch"]))
+        if not same or found != (best["network"], best["epoch"]):
+            raise UserError(
+                f"{path} is of another training, or not of {best['network']} after epoch {best['epoch']}, which was "
+                f"the best: {advice}"
+            )
+        states = {state["network"]: state["state"], **state.get("others", {})}
+        names = list(self.setup.networks) if self.identity.recipe.export_all else [best["network"]]
+        for name in names:
+            own = self.setup.networks[name].state_dict()
+            shapes = {key: value.shape for key, value in states.get(name, {}).items()}
+            if shapes != {key: value.shape for key, value in own.items()}:
+                raise UserError(f"{path} does not hold the weights of {name}: {advice}")
+        return {name: states[name] for name in names}
+
+    def settle_best(self) -> None:
+        """For trainings that began when the best of a cohort was exported: the student's best epoch so far.
+
+        Raises:
+            UserError: its weights were not kept.
+        """
+        best, recipe = self.state.best, self.identity.recipe
+        if not best or recipe.export_network != "student" or best["network"] == "student":
+            return
+        if recipe.export == "best":
+            raise UserError(
+                f"{self.identity.folder / BEST} holds the weights of {best['network']}, not the student's: an earlier "
+                "version kept those of the best network alone; --fresh starts anew"
+            )
+        rows = [row for row in read_metrics(self.identity.folder)[: self.state.epoch] if row["phase"] == "main"]
+        row = max(rows, key=lambda row: row["val/top1"])
+        tops = {one: row["val/top1" if one == "student" else f"val/{one}/top1"] for one in self.setup.networks}
+        self.state.best = {"top1": row["val/top1"], "epoch": row["epoch"], "network": "student", "tops": tops}
+
+    # --- the end
+
+    def finish(self, epochs: int) -> dict[str, Any]:
+        """Export, write ``result.json`` and return it.
+
+        Args:
+            epochs: that the training had, all phases together.
+        """
+        self.accelerator.wait_for_everyone()  # best.pt is there
+        recipe, state = self.identity.recipe, self.state
+        tops = state.last_row["tops"]
+        name = self._chosen(tops)
+        prefix = "val" if name == "student" else f"val/{name}"
+        accuracy = {key: state.last_row[f"{prefix}/{key}"] for key in ("top1", "top5")}
+        if recipe.export == "best":
+            name, tops = state.best["network"], state.best["tops"]
+            for one, weights in self.read_best().items():
+                self.setup.networks[one].load_state_dict(weights)
+            accuracy = {"top1": state.best["top1"]}
+        result: dict[str, Any] = {
+            "name": recipe.name,
+            "fingerprint": self.identity.fingerprint,
+            **accuracy,
+            "best_top1": state.best["top1"],
+            "best_epoch": state.best["epoch"],
+            **self._about(name),
+            "epochs": epochs,
+            "seconds": state.seconds,
+            "images_per_s": state.images / state.seconds if state.seconds else 0.0,
+            "network": name,
+            "exported": self._exported(name),
+            **({"networks": {one: {**self._about(one), "top1": tops[one]} for one in tops}} if len(tops) > 1 else {}),
+            **{key: state.last_row[key] for key in ("teacher", "qualities") if key in state.last_row},
+        }
+        if self.accelerator.is_main_process:
+            self._write(name, result)
+        if len(tops) > 1 or self.setup.loss.exports:
+            better = max(tops, key=lambda one: tops[one])
+            more = f"; {better} reached {tops[better]:.2f} % (export_network=best exports it)"
+            self.display.note(
+                f"{recipe.name}: exported: {result['exported']}, top-1 {result['top1']:.2f} %"
+                f"{more if tops[better] > tops[name] else ''}"
+            )
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _write(self, name: str, result: dict[str, Any]) -> None:
+        folder = self.identity.folder
+        if self.identity.recipe.export_all:
+            for one, about in result.get("networks", {name: {}}).items():
+                self._export(folder / PEERS / one, one, {"network": one, **about})
+        self._export(folder, name, result)
+        with writing(folder / RESULT):
+            write_atomic(folder / RESULT, json.dumps(result, indent=2).encode())
+
+    def _exported(self, name: str) -> str:
+        """In words, which network it is."""
+        kinds = self.setup.loss.exports if name == "student" else []
+        return f"{name} ({', '.join([str(self._about(name)['model']), *kinds])})"
+
+    def _about(self, name: str) -> dict[str, Any]:
+        network: nn.Module = self.setup.networks[name]
+        model = self.identity.recipe.student.model if name == "student" else None
+        return {
+            "model": model or network.spec["name"],
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+        }
+
+    def _export(self, folder: Path, name: str, result: dict[str, Any]) -> None:
+        save_student(
+            folder,
+            self.setup.networks[name],
+            classes=self.train.classes,
+            mean=self.train.mean,
+            std=self.train.std,
+            image_size=tuple(self.setup.probe.image.shape[-2:]),
+            extra={"recipe": self.identity.recipe.shown(), "result": result},
+        )
