@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a clone, without installation
 
@@ -149,6 +152,40 @@ def _verify(dest: str, decode: bool, console: Console) -> None:
     )
 
 
+class _Output(io.TextIOBase):
+    """Standard output that says so when it cannot be written, so that no other disk is blamed."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what is still to be written would fail again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            raise UserError(f"cannot write the output: {error.strerror or error}") from error
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM: ends a conversion as Ctrl-C does."""
 
@@ -159,7 +196,8 @@ def _terminate(*_: object) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
-    console = Console()
+    output = _Output()
+    console = Console(file=output)
     try:
         options = _parser().parse_args(arguments)
         if options.verify:
@@ -170,13 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("name a SOURCE and a DEST, as in: python tools/make_shards.py digits shards/digits")
         else:
             _convert(options, console)
-        sys.stdout.flush()
+        output.flush()
     except UserError as error:
         say_error(f"make_shards: {error}")
-        return 2
-    except OSError as error:  # the data set is made or not, as its folder says; but the output cannot be shown
-        say_error(f"make_shards: cannot write the output: {error.strerror or error}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written would fail again at the end
         return 2
     except KeyboardInterrupt as stopped:
         kept = "" if options.verify else ": finished shards are kept, run the same command again to continue"
