@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -45,19 +46,11 @@ def run_command(
         The exit code: 0; 2 for bad input, or output that cannot be written; 130 after Ctrl-C; 143 after SIGTERM.
     """
     try:
-        with _terminable():
+        with _terminable(), contextlib.redirect_stdout(_Output(sys.stdout)) as output:
             run(parser().parse_args(arguments))
-            sys.stdout.flush()
+            output.flush()
     except UserError as error:
         say_error(f"error: {error}")
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else "cannot write the output: "
-        say_error(f"error: {where}{error.strerror or error}")
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        if isinstance(error, BrokenPipeError):  # what is still to be written would fail again at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 2
     except KeyboardInterrupt as stopped:
         terminated = isinstance(stopped, Terminated)
@@ -83,6 +76,40 @@ def _terminable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Output(io.TextIOBase):
+    """Standard output that says so when it cannot be written, so that no other disk is blamed."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # the base class has a plain attribute
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what is still to be written would fail again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            raise UserError(f"cannot write the output: {error.strerror or error}") from error
 
 
 def find_own_modules() -> None:

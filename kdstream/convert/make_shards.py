@@ -140,7 +140,7 @@ def make_shards(
         raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
     if on_error == "stop":
         _check_readable(jobs)
-    plan = _plan_record(opened, jobs, seed, limit, max_pixels)
+    plan = _plan_record(opened, jobs, seed, limit)
     options = {
         "splits": list(jobs),
         "shard_size": shard_size,
@@ -249,7 +249,9 @@ def _check_readable(jobs: Mapping[str, _Job]) -> None:
         return
     images, i = min(refused, key=lambda one: one[0].where(one[1]))
     kinds = Counter(images.refused[i].partition(":")[0] for images, i in refused)
-    others = f" (one of {len(refused):,} such files: {', '.join(f'{n:,} x {kind}' for kind, n in kinds.most_common())})"
+    others = (
+        f" (one of {len(refused):,} such files: {', '.join(f'{n:,} x {kind}' for kind, n in sorted(kinds.items()))})"
+    )
     place = images.where(i).encode("utf-8", "backslashreplace").decode()
     raise unreadable(place, f"it is {images.refused[i]}{others if len(refused) > 1 else ''}")
 
@@ -264,12 +266,9 @@ def _adjusted_notes(info: DatasetInfo) -> list[str]:
     return notes
 
 
-def _plan_record(
-    source: Source, jobs: dict[str, _Job], seed: int, limit: int | None, max_pixels: int
-) -> dict[str, Any]:
+def _plan_record(source: Source, jobs: dict[str, _Job], seed: int, limit: int | None) -> dict[str, Any]:
     """Everything that the bytes of the shards depend on: a half-made folder is continued by an equal plan only."""
-    more = {} if max_pixels == MAX_PIXELS else {"max_pixels": max_pixels}  # plans of old did not know it
-    return more | {
+    return {
         "schema": SCHEMA,
         "source": source.name.partition(":")[0],
         "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest(),
@@ -292,8 +291,6 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     for name in ("schema", "source", "splits", "seed", "limit", "shards"):
         if old.get(name) != new[name]:
             return f"by another command ({name} {_plain(old.get(name))}, now {_plain(new[name])})"
-    if old.get("max_pixels") != new.get("max_pixels"):
-        return "with another --max-pixels"
     return "from other images: the source has changed since"
 
 
@@ -448,7 +445,7 @@ def _write_all(
     for number, job in enumerate(jobs.values()):
         for k in range(job.shards):
             path, record_path = folder / job.shard_name(k), folder / WORK_FOLDER / job.record_name(k)
-            if _is_finished(path, record_path, skip_errors):
+            if _is_finished(path, record_path, skip_errors, max_pixels):
                 kept += 1
                 present[number] += len(job.numbers(k))
             else:
@@ -467,7 +464,7 @@ def _write_all(
     return kept, sum(len(task.images) for task in tasks)
 
 
-def _is_finished(path: Path, record_path: Path, skip_errors: bool) -> bool:
+def _is_finished(path: Path, record_path: Path, skip_errors: bool, max_pixels: int) -> bool:
     if not (path.is_file() and record_path.is_file()):
         return False
     try:
@@ -476,6 +473,9 @@ def _is_finished(path: Path, record_path: Path, skip_errors: bool) -> bool:
         return False
     if path.stat().st_size != record.bytes:
         return False
+    height, width = record.stats.largest or (0, 0)
+    if height * width > max_pixels or any("--max-pixels" in reason for _, reason in record.skipped):
+        return False  # the bound may have been another
     if record.skipped and not skip_errors:
         raise unreadable(*record.skipped[0])
     return True
@@ -519,8 +519,9 @@ def _run(
         for _ in range(min(processes, len(tasks)))
     ]
     try:
-        for worker in workers:
-            worker.start()
+        with _signals_held():
+            for worker in workers:
+                worker.start()
         start()  # the bar's thread only now: forking a process with threads is asking for trouble
         while alive := [worker for worker in workers if worker.is_alive()]:
             wait([worker.sentinel for worker in alive], timeout=0.1)
@@ -545,12 +546,30 @@ def _run(
                 worker.join()
 
 
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait meanwhile: a process that has just been forked would answer as its parent does."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(
     tasks: Sequence[_Task], turn: Any, counts: Any, errors: Any, skip_errors: bool, max_pixels: int, parent: int
 ) -> None:
     """A worker: takes the next shard until there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     while True:
         with turn.get_lock():

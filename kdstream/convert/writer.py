@@ -16,7 +16,7 @@ from typing import Any
 
 from kdstream.atomic import sync_folder, write_atomic
 from kdstream.convert.split import Item, Split
-from kdstream.data.image_file import EXTENSIONS, MAX_PIXELS, ImageRefused, format_of, open_image
+from kdstream.data.image_file import EXTENSIONS, MAX_PIXELS, ImageRefused, open_image
 from kdstream.data.image_stats import ImageStats
 from kdstream.data.index import BLOCK, IMAGE_EXTENSIONS
 from kdstream.errors import UserError
@@ -123,7 +123,7 @@ def _read(images: Split, i: int, record: ShardRecord, skip_errors: bool, max_pix
             raise ImageRefused(images.refused[i])
         with open_image(item.data, max_pixels) as image:
             record.stats.add(image)
-        name = EXTENSIONS[format_of(item.data)]
+        name = EXTENSIONS[image.format or ""]
         if _family(item.extension) != _family(name):
             record.stats.add_adjusted("format")
         # A shard's readers know images by the extension.

@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 TICK, COARSE = 20_000_000, 2_000_000_000
 """Nanoseconds within which two changes may bear one time: kernels count in ticks, some file systems in seconds."""
+MOST_BYTES = 1 << 28
+"""Of a memory; a shard takes about 150."""
 PATIENCE = 60
 """Seconds that a process waits for another one that reads the same shards and tells of no progress."""
 
@@ -166,6 +168,8 @@ class Checksums:
     def _load(self) -> None:
         for path in reversed(self._places()):
             try:
+                if path.stat().st_size > MOST_BYTES:
+                    continue
                 stored = json.loads(path.read_bytes())
                 if not seal_fits(stored):
                     continue

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 INDEX_VERSION = 1
-MOST_EXTENSIONS = 1 << 16
+MOST_EXTENSIONS, MOST_CLASSES = 1 << 16, 1_000_000
 # fmt: off
 IMAGE_EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm", "pbm", "pnm", "tif", "tiff", "gif", "jp2", "avif",
@@ -158,7 +158,12 @@ class Index:
             return "a shard's name holds a folder"
         if n == 0:
             return None
-        if self.label.min() < 0 or self.shard.min() < 0 or self.shard.max() >= shards:
+        if (
+            self.label.min() < 0
+            or self.label.max() >= MOST_CLASSES
+            or self.shard.min() < 0
+            or self.shard.max() >= shards
+        ):
             return "a label or shard number is out of range"
         end = self.shard_bytes[self.shard].repeat(np.diff(self.first))
         if self.size.min() < 0 or self.offset.min() < 0 or (self.offset > end - self.size).any():

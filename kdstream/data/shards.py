@@ -63,6 +63,8 @@ MEASURED_IMAGES = 10_000
 """So many images of a foreign set, evenly spread over its shards, give its mean and deviation."""
 OPEN_FILES = 256
 """Shards that a split holds open per process, at most, and an eighth of what the system allows a process."""
+MOST_STATS = 1 << 20
+"""Bytes of the statistics of a foreign set, which take some thousands."""
 ONE_READ = 1 << 16
 """Bytes between the members of a sample that are rather read than jumped over."""
 
@@ -615,6 +617,8 @@ def _stored(places: Iterable[Path], names: Sequence[str], checksums: list[Checks
     tag, total = _tag(names, checksums), sum(made.state.size for made in checksums)
     for path in places:
         try:
+            if path.with_suffix(".json").stat().st_size > MOST_STATS:
+                continue
             stored = json.loads(path.with_suffix(".json").read_bytes())
             if not seal_fits(stored) or stored["tag"] != tag:
                 continue

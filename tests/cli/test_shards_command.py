@@ -153,21 +153,37 @@ def test_killed_at_the_end_the_same_command_succeeds(source, reference, tmp_path
     assert_same(reference, tmp_path / "set")
 
 
-def test_interrupted_says_how_to_go_on(source, reference, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_interrupted_says_how_to_go_on(source, reference, tmp_path, processes, sent, code, word):
     for attempt in range(10):  # on a busy machine a conversion may end before it is interrupted
         dest = tmp_path / f"set{attempt}"
-        process = start(f"imagefolder:{source}", dest, "--shard-count", 12, "--processes", 1)
+        process = start(f"imagefolder:{source}", dest, "--shard-count", 12, "--processes", processes)
         while process.poll() is None and not list(dest.glob("*.tar")):
             time.sleep(0.001)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, sent))
         _, errors = process.communicate()
         if not (dest / "dataset.json").exists():
             break
-    assert process.returncode == 130
-    assert one_line(errors).endswith("finished shards are kept, run the same command again to continue\n")
+    assert process.returncode == code
+    assert one_line(errors) == (
+        f"make_shards: {word}: finished shards are kept, run the same command again to continue\n"
+    )
     result = make_shards(f"imagefolder:{source}", dest, shard_count=12)
     assert result.kept_shards >= 1
     assert_same(reference, dest)
+
+
+def test_output_that_cannot_be_written(source, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, SCRIPT, f"imagefolder:{source}", tmp_path / "set"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "make_shards: cannot write the output: No space left on device\n"
 
 
 def test_a_worker_that_dies_is_told_and_the_rest_continues(source, reference, tmp_path, monkeypatch):
@@ -290,6 +306,56 @@ def test_skipped_images_do_not_slip_through_a_run_that_stops(damaged, tmp_path, 
         make_shards(**arguments)
 
 
+def test_photographs_that_cannot_be_read_stop_before_anything_is_written(run, damaged, tmp_path):
+    (damaged / "cat" / "text.jpg").unlink()
+    (damaged / "dog" / "cut.png").unlink()
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    (damaged / "cat" / "a.heic").write_bytes(heic)
+    (damaged / "cat" / "b.jpg").write_bytes(heic)  # found when it is opened
+    (damaged / "dog" / "c.HEIC").write_bytes((damaged / "dog" / "0.png").read_bytes())  # a PNG, whatever its name
+    dest = tmp_path / "set"
+    code, _, error = run(f"imagefolder:{damaged}", dest)
+    assert code == 2
+    assert f"cannot read image {damaged}/cat/a.heic: it is a HEIC photograph: convert it to JPEG or PNG" in error
+    assert "one of 2 such files: 1 x a HEIC photograph, 1 x an empty file (0 bytes)" in one_line(error)
+    assert not dest.exists()
+    code, out, _ = run(f"imagefolder:{damaged}", dest, "--on-error", "skip")
+    assert code == 0
+    assert "1 are of another format than their name says" in out
+    split = json.loads((dest / "dataset.json").read_bytes())["splits"]["train"]
+    assert {Path(entry["file"]).name: entry["error"].split(":")[0] for entry in split["skipped"]} == {
+        "a.heic": "it is a HEIC photograph",
+        "b.jpg": "it is a HEIC photograph",
+        "empty.png": "it is an empty file (0 bytes)",
+    }
+    shards = open_shards(dest / "train")
+    members = {shards.read(i)["__key__"]: set(shards.read(i)) for i in range(len(shards))}
+    assert "png" in members["dog/c"]
+
+
+def test_a_bound_on_pixels(run, tmp_path, monkeypatch):
+    for name, size in (("cat", 30), ("dog", 10)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (size, size), (i, 0, 0)).save(tmp_path / "in" / name / f"{i}.png")
+    arguments = (f"imagefolder:{tmp_path / 'in'}", tmp_path / "set", "--shard-count", 6)
+    code, _, error = run(*arguments, "--max-pixels", 899)
+    assert code == 2
+    assert "an image of 30 x 30 pixels, more than the 899 that are allowed; --max-pixels allows more" in one_line(error)
+
+    def killed(folder, job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "_finish_split", killed)
+        assert run(*arguments, "--max-pixels", 899, "--on-error", "skip")[0] == 130
+    assert run(*arguments, "--max-pixels", 900)[0] == 0  # what was left out under the lower bound is not
+    assert len(open_shards(tmp_path / "set" / "train")) == 6
+    assert run(*arguments, "--max-pixels", 899, "--on-error", "skip", "--force")[0] == 0
+    assert len(open_shards(tmp_path / "set" / "train")) == 3
+    assert run(*arguments, "--max-pixels", 0)[0] == 2
+
+
 def test_no_readable_image_at_all(tmp_path):
     (tmp_path / "in" / "cat").mkdir(parents=True)
     (tmp_path / "in" / "cat" / "1.jpg").write_text("hello")
@@ -399,10 +465,9 @@ def test_two_at_once_in_one_folder(source, tmp_path, monkeypatch):
     import fcntl
 
     (tmp_path / "set" / ".making").mkdir(parents=True)
-    clock = iter([0.0, 1.0, 99.0])
-    monkeypatch.setattr(convert.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(convert, "LOCK_SECONDS", 0.3)
     with open(tmp_path / "set" / ".making" / "lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)  # as kdstream of old holds it, too
         with pytest.raises(UserError, match="another make_shards is writing"):
             make_shards(f"imagefolder:{source}", tmp_path / "set")
 

@@ -178,7 +178,7 @@ def test_a_phase_trains_what_its_loss_reaches_and_nothing_else(digits, teacher):
     names = moved(main)
     assert any("fc" in name for name in names)
     assert not any(name.startswith("terms.1") or name.endswith("module.conv1.weight") for name in names)
-    assert distiller.unreached() == ["fitnet.connector"]
+    assert distiller.unreached() == ["fitnet"]
 
 
 class Reuse(kd.Term):
@@ -399,6 +399,19 @@ def test_a_loss_that_is_not_finite_names_step_and_term(digits, tmp_path):
             train(recipe.model_copy(update={"checkpoint_seconds": 0.0}), tmp_path / "b")
     finally:
         sys.path.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": {"ce": 1e39}}, r"step 1 of epoch 1 .*: nothing was trained yet: see to the loss, its weights, and"),
+        ({"optimizer": {"lr": 1e30, "clip": 5}}, r": lower optimizer.lr \(1e\+30\), .*lower optimizer.clip \(5\)$"),
+    ],
+)
+def test_advice_names_causes_that_apply(digits, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(recipe_of(digits, epochs=1, **settings), tmp_path)
+    assert "checkpoint" not in str(error.value)
 
 
 class Explodes(kd.Term):

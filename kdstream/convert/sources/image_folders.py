@@ -84,6 +84,12 @@ def imagefolder(place: str, splits: Sequence[str] | None) -> Source:
                     f"it holds {some_of(top.folders)}"
                 )
             _check_no_hidden_splits(base, looks)
+            deep = [name for name, look in looks.items() if len(look.folders) > 1 and not look.images]
+            if deep and len(deep) < len(looks):
+                notes.append(
+                    f"unlike the other classes, {some_of(deep)} holds images in folders of its own only "
+                    f"({some_of(looks[deep[0]].folders)}): all are taken for that class"
+                )
             folders, classes = {names[0]: base}, {names[0]: {c: c for c in top.folders}}
         if not folders:
             raise UserError(f"{base} has no split {splits[0]!r}: found {', '.join(inside)}")  # type: ignore[index]

@@ -200,6 +200,15 @@ def test_a_class_that_a_split_lacks(tmp_path):
     assert letters.classes == ["A", "a"]
 
 
+def test_a_class_folder_unlike_the_others_is_said(tmp_path):
+    source = open_source(arrange(tmp_path, "cat/*", "dog/*", "animals/cat/*", "animals/dog/*"))
+    assert counts(source) == {"train": [4, 2, 2]}
+    assert source.notes == [
+        "unlike the other classes, 'animals' holds images in folders of its own only ('cat', 'dog'): all are taken for "
+        "that class"
+    ]
+
+
 def test_loose_images_are_counted(tmp_path):
     source = open_source(arrange(tmp_path / "a", "cat/*", "dog/*", "x.png"))
     assert source.notes == [
