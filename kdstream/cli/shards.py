@@ -136,7 +136,7 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
 
 
 def _verify(dest: str, decode: bool, console: Console) -> None:
-    from kdstream.data.shards import verify
+    from kdstream.data.verify import verify
 
     found = verify(dest, decode, console)
     images = f", {found.decoded:,} images decoded" if found.decoded else ""

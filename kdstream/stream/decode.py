@@ -9,7 +9,7 @@ import torch
 
 from kdstream.batch import Sample
 from kdstream.data.image_file import MAX_PIXELS, ImageRefused, open_image, to_rgb
-from kdstream.data.shards import IMAGE_EXTENSIONS
+from kdstream.data.index import IMAGE_EXTENSIONS
 from kdstream.errors import UserError
 from kdstream.stream.stage import stage
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from kdstream.cli.shards import main
 from kdstream.convert import make_shards as convert
 from kdstream.convert.make_shards import make_shards, parse_size
-from kdstream.data.shards import open_shards, verify
+from kdstream.data.shards import open_shards
+from kdstream.data.verify import verify
 from kdstream.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_shards.py"

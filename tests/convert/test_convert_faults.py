@@ -18,7 +18,7 @@ from image_bytes import encoded
 from PIL import Image
 
 from kdstream.convert.make_shards import make_shards
-from kdstream.data.shards import verify
+from kdstream.data.verify import verify
 from kdstream.errors import UserError
 
 EVERY = bool(os.environ.get("KDSTREAM_ALL_FAULTS"))

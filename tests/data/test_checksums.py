@@ -16,10 +16,11 @@ import pytest
 
 from kdstream.convert.make_shards import make_shards
 from kdstream.data import checksums as module
-from kdstream.data import shards as shards_module
+from kdstream.data import shard_set
 from kdstream.data.checksums import Checksums, FileState, Stopped, cached, in_threads
 from kdstream.data.index import Index
-from kdstream.data.shards import open_shards, verify
+from kdstream.data.shards import open_shards
+from kdstream.data.verify import verify
 from kdstream.errors import UserError
 
 
@@ -314,7 +315,7 @@ def test_more_shards_than_open_files(tmp_path):
 
 
 def test_a_shard_replaced_by_an_equal_one_is_read_on(made, monkeypatch):
-    monkeypatch.setattr(shards_module, "OPEN_FILES", 1)
+    monkeypatch.setattr(shard_set, "OPEN_FILES", 1)
     shards = open_shards(made / "train")
     expected = [shards.read(i) for i in range(40)]
     for path in made.glob("train-*.tar"):

@@ -12,7 +12,8 @@ import pytest
 from kdstream.convert.make_shards import make_shards
 from kdstream.data.dataset_info import DatasetInfo, load_dataset_info
 from kdstream.data.sealed_json import seal_fits, sealed
-from kdstream.data.shards import open_shards, verify
+from kdstream.data.shards import open_shards
+from kdstream.data.verify import verify
 from kdstream.errors import UserError
 
 

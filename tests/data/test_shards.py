@@ -24,10 +24,12 @@ from webdataset.tariterators import base_plus_ext
 from kdstream.convert.make_shards import make_shards
 from kdstream.data import checksums as checksums_module
 from kdstream.data import index as index_module
-from kdstream.data import shards as shards_module
+from kdstream.data import shard_set
 from kdstream.data.image_stats import ImageStats
 from kdstream.data.index import Index, split_name
-from kdstream.data.shards import has_split, open_shards, verify
+from kdstream.data.kept import store
+from kdstream.data.shards import has_split, open_shards
+from kdstream.data.verify import verify
 from kdstream.errors import UserError
 
 
@@ -220,7 +222,7 @@ def test_reading_after_a_fork_while_the_parent_reads(made):
 
 
 def test_few_open_files_and_many_threads(made, monkeypatch):
-    monkeypatch.setattr(shards_module, "OPEN_FILES", 1)
+    monkeypatch.setattr(shard_set, "OPEN_FILES", 1)
     shards = open_shards(made / "train")
     expected = [shards.read(i) for i in range(len(shards))]
     before = len(os.listdir("/proc/self/fd"))
@@ -452,10 +454,10 @@ def test_index_goes_to_the_cache_where_the_folder_cannot_be_written(tmp_path):
         path.write_bytes(b"index")
         saved.append(path)
 
-    place = shards_module._store("x.npz", save, (blocked, tmp_path / "cache" / "deep"))
+    place = store("x.npz", save, (blocked, tmp_path / "cache" / "deep"))
     assert saved == [place] == [tmp_path / "cache" / "deep" / "x.npz"]
     with pytest.raises(UserError, match="cannot store the index"):
-        shards_module._store("x.npz", save, (blocked, blocked / "deeper"))
+        store("x.npz", save, (blocked, blocked / "deeper"))
 
 
 @pytest.mark.parametrize(
