@@ -261,7 +261,7 @@ def train(mode: str, rank: int, world: int) -> dict[str, list[Tensor]]:
     """A few steps as the trainer takes them; what each leaves behind."""
     distiller, term = distiller_of(term_of(SIZE, mode=mode, nce_k=8))
     parameters = distiller.begin(distiller.stages()[-1], global_batches()[0].map_tensors(lambda t: t[:2]))
-    wrapped = distiller if world == 1 else DistributedDataParallel(distiller)
+    wrapped = distiller if world == 1 else DistributedDataParallel(distiller, find_unused_parameters=True)
     optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9)
     found: dict[str, list[Tensor]] = {"loss": [], "gradient": [], "v1": [], "v2": [], "z": []}
     for batch in global_batches():
@@ -276,7 +276,7 @@ def train(mode: str, rank: int, world: int) -> dict[str, list[Tensor]]:
         if world > 1:
             torch.distributed.all_reduce(mean)
         found["loss"].append(mean)
-        found["gradient"].append(torch.cat([p.grad.flatten() for p in parameters]))
+        found["gradient"].append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         found["v1"].append(term.memory_v1.clone())
         found["v2"].append(term.memory_v2.clone())
         found["z"].append(torch.stack([term.Z_v1, term.Z_v2]))

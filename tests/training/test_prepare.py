@@ -1,0 +1,44 @@
+"""What comes before the first step: what terms are told of the training."""
+
+from __future__ import annotations
+
+import pytest
+from accelerate import Accelerator
+from jobs import recipe_of
+
+import kdstream as kd
+from kdstream.stream.plan import Plan
+from kdstream.stream.shards import open_shards
+from kdstream.training.prepare import smallest_slice
+from kdstream.training.rehearsal import rehearse
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 10, 11, 240])
+@pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (2, 1), (2, 2), (4, 2), (5, 2), (7, 3), (10, 4), (300, 3)])
+def test_the_smallest_slice_of_all(size, batch_size, world):
+    plan = Plan(size, batch_size)
+    slices = [len(plan.batch(0, step, rank, world)) for step in range(plan.steps) for rank in range(world)]
+    assert smallest_slice(plan, world) == min(slices)
+
+
+class Asks(kd.Term):
+    """Notes what it is told."""
+
+    uses_teacher = False
+    told: int | None = None
+
+    def setup(self, task):
+        Asks.told = task.smallest_batch
+
+    def forward(self, student, teacher, batch):
+        return student.logits.square().mean()
+
+
+def test_terms_are_told(digits, monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+    import test_prepare  # the recipe's, whichever name pytest has for this file
+
+    for batch_size, smallest in ((100, 70), (48, 48), (239, 120), (300, 240)):
+        recipe = recipe_of(digits, "nowhere", loss="test_prepare:Asks", batch_size=batch_size)
+        rehearse(recipe, open_shards(digits / "train"), None, Accelerator(cpu=True))
+        assert test_prepare.Asks.told == smallest
