@@ -97,7 +97,7 @@ def import_named(path: str, what: str, may_be: Callable[[Any], bool]) -> Any:
     if may_be(found):
         return found
     if not callable(found):
-        raise UserError(f"{what} {path!r} is no {what}, but of type {type(found).__name__}")
+        raise UserError(f"{what} {path!r} is not a function or class, but of type {type(found).__name__}")
     origin = _origin(found)
     if origin in _STANDARD:
         raise UserError(standard)

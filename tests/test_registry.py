@@ -136,7 +136,7 @@ def test_functions_classes_and_objects_of_ones_own_may_be_named(mine, name):
 )
 def test_what_ones_module_imports_of_the_standard_library_may_not(mine, name):
     with pytest.raises(
-        UserError, match=r"^stage 'mine_for_registry:.*'(: Python's standard library has no stages| is no stage)"
+        UserError, match=r"^stage 'mine_for_registry:.*'(: Python's standard library has no stages| is not a function)"
     ):
         import_named(f"mine_for_registry:{name}", "stage", never)
     assert not mine.exists()
@@ -186,7 +186,8 @@ def test_what_is_of_the_right_kind_may_be_named_wherever_it_stands():
 @pytest.mark.parametrize("name", ["number", "make.__code__", "Maker.__init__", "make.__globals__"])
 def test_what_cannot_be_called_or_is_pythons_own_is_no_stage(mine, name):
     with pytest.raises(
-        UserError, match=r"(is no stage, but of type int|what Python keeps under such a name is no stage)$"
+        UserError,
+        match=r"(is not a function or class, but of type int|what Python keeps under such a name is no stage)$",
     ):
         import_named(f"mine_for_registry:{name}", "stage", never)
 
