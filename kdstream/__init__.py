@@ -11,6 +11,7 @@ _HOME = {
     "kdstream.objectives.term": ("Phase", "Task", "Term"),
     "kdstream.models.export": ("load_student",),
     "kdstream.models.pretrained": ("load_teacher",),
+    "kdstream.convert.split": ("ArraySplit", "FileSplit", "Source"),
     "kdstream.stream.stream": ("Stream",),
     "kdstream.data.shards": ("open_shards",),
     "kdstream.stream.stage": ("batch_stage", "given", "stage"),

@@ -7,9 +7,8 @@ from accelerate import Accelerator
 from jobs import recipe_of
 
 import kdstream as kd
+from kdstream.data.shards import open_shards
 from kdstream.stream.plan import Plan
-from kdstream.stream.shards import open_shards
-from kdstream.training.prepare import smallest_slice
 from kdstream.training.rehearsal import rehearse
 
 
@@ -18,7 +17,7 @@ from kdstream.training.rehearsal import rehearse
 def test_the_smallest_slice_of_all(size, batch_size, world):
     plan = Plan(size, batch_size)
     slices = [len(plan.batch(0, step, rank, world)) for step in range(plan.steps) for rank in range(world)]
-    assert smallest_slice(plan, world) == min(slices)
+    assert plan.smallest_slice(world) == min(slices)
 
 
 class Asks(kd.Term):
@@ -36,9 +35,9 @@ class Asks(kd.Term):
 
 def test_terms_are_told(digits, monkeypatch):
     monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
-    import test_prepare  # the recipe's, whichever name pytest has for this file
+    import test_setup  # the recipe's, whichever name pytest has for this file
 
     for batch_size, smallest in ((100, 70), (48, 48), (239, 120), (300, 240)):
-        recipe = recipe_of(digits, "nowhere", loss="test_prepare:Asks", batch_size=batch_size)
+        recipe = recipe_of(digits, "nowhere", loss="test_setup:Asks", batch_size=batch_size)
         rehearse(recipe, open_shards(digits / "train"), None, Accelerator(cpu=True))
-        assert test_prepare.Asks.told == smallest
+        assert test_setup.Asks.told == smallest
