@@ -25,6 +25,7 @@ from kdstream.hashing import network_name
 from kdstream.models.export import save_student
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, Schedule
+from kdstream.stream.loader import ReaderLost, lost_readers_told
 from kdstream.stream.shards import ShardSet
 from kdstream.stream.stream import Stream
 from kdstream.training.chains import evaluation_chain, training_chain
@@ -86,7 +87,15 @@ class Trainer:
         self.fingerprint = f"{self.recipe.fingerprint()}{code_mark(self.recipe)}{rest}"
         self.without_code = f"{self.recipe.fingerprint()}{rest}"  # of one that began when code did not count
         with self._alone():
-            return self._fit()
+            try:
+                with lost_readers_told():
+                    return self._fit()
+            except ReaderLost as lost:
+                if self.stop.signal is None:
+                    raise
+                # A scheduler's signal reaches the readers too, which wait for a long step only so long.
+                where = f"{self.recipe.name} continues from what it saved last, in {self.folder}"
+                raise Stopped(where, self.stop.signal) from lost
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -181,7 +190,9 @@ class Trainer:
         ) | evaluation_chain(recipe)
         if tapped_teacher is not None:
             tapped_teacher.to(device)
-        self.stream.open()  # where a coding plan is wanted and not there yet, it is made here, by all processes
+        # Where a coding plan is wanted and not there yet, it is made here, by all processes.
+        self.stream.open(self._stop_between_chunks)
+        self.eval_stream.open()
         if tapped_teacher is not None:
             tapped_teacher.cpu()
         few = min(2, len(self.train))
@@ -202,6 +213,12 @@ class Trainer:
         self.networks: dict[str, nn.Module] = {"student": network}
         for _, _, term in terms:
             self.networks |= term.peers()
+
+    def _stop_between_chunks(self) -> None:
+        asked = torch.tensor(float(self.stop.signal is not None), device=self.accelerator.device)
+        if bool(self._reduce(asked) > 0):
+            where = f"{self.recipe.name}: what there is of the coding plan is kept"
+            raise Stopped(where, self.stop.signal or signal.SIGTERM)
 
     def _answering(self, teacher: nn.Module) -> Callable[[Tensor], Outputs]:
         """The teacher under the recipe's precision, memory format and compilation; its answers in float32."""
