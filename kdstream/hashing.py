@@ -233,9 +233,7 @@ class _Describer:
         parts = [f"function {_path(function)}"]
         path = _path(function)
         if is_own(function):
-            code = function.__code__
-            documented = function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,)
-            parts.append(self.code(code, documented))
+            parts.append(self.code(function.__code__))
             parts.append(self.inner(f"a default of {path}", (function.__defaults__, function.__kwdefaults__)))
             parts += self.references(function, path)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -248,17 +246,20 @@ class _Describer:
             parts.append(self.inner(f"an attribute of {path}", vars(function)))
         return "; ".join(parts)
 
-    def code(self, code: CodeType, documented: bool = False) -> str:
-        """What is run, without names of files, line numbers and the function's documentation."""
-        shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    def code(self, code: CodeType) -> str:
+        """What is run, without names of files, line numbers and documentation."""
+        shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0xFF)
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        steps = []
+        for step in dis.get_instructions(code):
+            constant = step.opcode in dis.hasconst
+            if constant and isinstance(step.argval, CodeType):  # never "again": constants may be shared or not
+                operand = self.code(step.argval)
+            else:
+                operand = self.describe(step.argval) if constant else str(step.arg)
+            steps.append(f"{step.opname} {operand}")
         table = getattr(code, "co_exceptiontable", b"")
-        # A code object is no key of `seen`: constants may be shared or not.
-        constants = [
-            self.code(value) if isinstance(value, CodeType) else self.describe(value)
-            for value in code.co_consts[1 if documented else 0 :]
-        ]
-        return f"code {shape} {names} {code.co_code.hex()} {table.hex()} [{', '.join(constants)}]"
+        return f"code {shape} {names} {table.hex()} [{', '.join(steps)}]"
 
     def references(self, function: FunctionType, path: str) -> Iterator[str]:
         """The globals and the imported modules that a function's code names."""

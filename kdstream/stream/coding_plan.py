@@ -5,14 +5,18 @@ One byte a sample: the JPEG quality 0..100, or :data:`ORIGINAL`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +33,9 @@ ORIGINAL = 255
 """The byte for a sample whose original is used."""
 CHUNK = 512
 """Samples that are chosen, and saved, together. Fixed: the teacher's rounding depends on what shares a forward pass."""
+
+ABANDONED = 60 * 24 * 3600
+"""Seconds after which the chunks of a plan that was never finished may go."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
+def alone(value: Any) -> list[Any]:
+    """What all processes share where there is one."""
+    return [value]
+
+
 def make_plan(
     dataset: ShardSet,
     key: PlanKey,
@@ -101,7 +113,8 @@ def make_plan(
     choose: Callable[[Sequence[int]], Iterator[Batch]],
     rank: int = 0,
     world: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    share: Callable[[Any], list[Any]] = alone,
+    after_chunk: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """The plan for a data set: read where it was made before, else made by all processes together.
 
@@ -113,7 +126,8 @@ def make_plan(
         layout: which samples form which chunk: the plan, in natural order, of the stream that ``choose`` reads.
         choose: chunk numbers -> a batch with ``quality`` for each, in the data set's order.
         rank, world: of this process among those that call this function together.
-        wait: a barrier of these processes.
+        share: gives every process the values of all of them, by rank.
+        after_chunk: called by all processes after each has made a chunk; what it raises ends the making.
 
     Returns:
         uint8 [len(dataset)].
@@ -121,42 +135,96 @@ def make_plan(
     Raises:
         UserError: the chain drops samples; a damaged plan; a folder that cannot be written.
     """
-    path = plan_folder(dataset) / key.file_name(dataset.split)
-    if not (path.exists() and path.with_suffix(".json").exists()):
-        parts = path.with_suffix(".parts")
-        try:
-            parts.mkdir(parents=True, exist_ok=True)
-            _choose_chunks(layout, parts, range(rank, layout.steps, world), choose, rank == 0)
-            wait()
-            if rank == 0:
-                data = b"".join(_stored(layout, parts, chunk) or b"" for chunk in range(layout.steps))
-                write_atomic(path, data)
-                about = {**asdict(key), "count": len(dataset), "sha256": hashlib.sha256(data).hexdigest()}
-                write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
-                shutil.rmtree(parts, ignore_errors=True)
-        except OSError as error:
-            raise UserError(f"cannot write the coding plan {path} ({error.strerror}): use plan=off") from error
-    wait()
+    name = key.file_name(dataset.split)
+    path = next((path for path in (dataset.path / name, plan_folder(dataset) / name) if _is_complete(path)), None)
+    path = share(path)[0] or plan_folder(dataset) / name
+    parts = path.with_suffix(".parts")
+
+    def begin() -> list[int]:
+        if _is_complete(path):
+            shutil.rmtree(parts, ignore_errors=True)  # of a process that was killed when it had just finished
+            return []
+        parts.mkdir(parents=True, exist_ok=True)
+        return [chunk for chunk in range(layout.steps) if _stored(layout, parts, chunk) is None]
+
+    def finish() -> None:
+        if _is_complete(path):  # another job was faster
+            shutil.rmtree(parts, ignore_errors=True)
+            return
+        chunks = [_stored(layout, parts, chunk) for chunk in range(layout.steps)]
+        if None in chunks:
+            raise UserError(f"chunks of the coding plan have gone from {parts}: start again, which makes them anew")
+        data = b"".join(chunks)  # type: ignore[arg-type]
+        write_atomic(path, data)
+        about = {**asdict(key), "count": len(dataset), "sha256": hashlib.sha256(data).hexdigest()}
+        write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
+        shutil.rmtree(parts, ignore_errors=True)
+        _remove_abandoned(path.parent)
+
+    def first_does(work: Callable[[], Any]) -> Any:
+        return _together(share, parts, work if rank == 0 else lambda: None)[0]
+
+    if share(not _is_complete(path) or parts.exists())[0]:
+        missing = first_does(begin)
+        mine = missing[rank::world]
+        batches = iter(choose(mine)) if mine else iter(())
+
+        def make(turn: int) -> int:
+            if turn >= len(mine):
+                return 0
+            chunk = mine[turn]
+            data = _bytes(next(batches), range(*layout.bounds(chunk)))
+            parts.mkdir(parents=True, exist_ok=True)  # another job may have made the plan, and tidied up
+            write_atomic(parts / f"{chunk:06d}", data + _seal(layout, chunk, data))
+            return len(data)
+
+        counts = [stop - start for start, stop in map(layout.bounds, missing)]
+        bars = conversion_progress(
+            Console(stderr=True, quiet=rank > 0), {"coding plan": len(dataset)}, [len(dataset) - sum(counts)]
+        )
+        with bars as (start, update):
+            start()
+            done = 0
+            for turn in range(-(-len(missing) // world)):
+                done += sum(_together(share, parts, partial(make, turn)))
+                update([done])
+                after_chunk()
+        first_does(finish)
     return load_plan(path, key, len(dataset))
 
 
-def _choose_chunks(
-    layout: Plan, parts: Path, chunks: range, choose: Callable[[Sequence[int]], Iterator[Batch]], show: bool
-) -> None:
-    """Make those of a process's chunks that are not on disk yet."""
-    lengths = {chunk: stop - start for chunk in chunks for start, stop in [layout.bounds(chunk)]}
-    missing = [chunk for chunk in chunks if _stored(layout, parts, chunk) is None]
-    present = sum(lengths.values()) - sum(lengths[chunk] for chunk in missing)
-    console = Console(stderr=True, quiet=not show)
-    bars = conversion_progress(console, {"coding plan": sum(lengths.values())}, [present])
-    with bars as (start, update):
-        start()
-        done = 0
-        for chunk, batch in zip(missing, choose(missing) if missing else (), strict=True):
-            data = _bytes(batch, range(*layout.bounds(chunk)))
-            write_atomic(parts / f"{chunk:06d}", data + _seal(layout, chunk, data))
-            done += len(batch)
-            update([done])
+def _together(share: Callable[[Any], list[Any]], parts: Path, work: Callable[[], Any]) -> list[Any]:
+    """What ``work()`` gives in every process; what goes wrong in one of them is raised by all."""
+    result, wrong = None, None
+    try:
+        result = work()
+    except UserError as error:
+        wrong = str(error)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            parts.rmdir()  # as long as nothing is in it
+        wrong = (
+            f"cannot write the coding plan to {parts.parent} ({error.strerror or error}): make room or mend the "
+            "folder, then the same command continues; or use plan=off"
+        )
+    outcomes = share((result, wrong))
+    for _, message in outcomes:
+        if message is not None:
+            raise UserError(message)
+    return [result for result, _ in outcomes]
+
+
+def _is_complete(path: Path) -> bool:
+    return path.exists() and path.with_suffix(".json").exists()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the chunks of plans that nobody has gone on with for long."""
+    for parts in folder.glob("*.coding-*.parts"):
+        with contextlib.suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (parts, *parts.iterdir()))
+            if time.time() - newest > ABANDONED:
+                shutil.rmtree(parts, ignore_errors=True)
 
 
 def _bytes(batch: Batch, wanted: range) -> bytes:

@@ -12,6 +12,7 @@ import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -133,7 +134,16 @@ def _shared(batch: Batch) -> Batch:
     try:
         return batch.map_tensors(torch.Tensor.share_memory_)
     except (RuntimeError, OSError) as error:
+        if "Too many open files" in str(error):
+            raise _too_many_files() from None
         raise UserError(_too_little(f"a batch of {_size(_bytes(batch))} does not fit ({_reason(error)})")) from None
+
+
+def _too_many_files() -> UserError:
+    return UserError(
+        "too many open files: every batch of a reader process takes some; allow more (`ulimit -n 4096`), lower "
+        "workers, or set workers=0"
+    )
 
 
 def _bytes(batch: Batch) -> int:
@@ -180,16 +190,23 @@ def lost_readers_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        if "Too many open files" in str(error):
+            raise _too_many_files() from error
+        # The signal stands in the first message, where torch raises a second one about the same reader.
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())
         if not text.startswith(("DataLoader worker", "Pin memory thread")):
             raise
-        if "Bus error" in text:
-            raise ReaderLost(_too_little("it was not enough")) from error
         how = re.search(r"killed by signal: ([\w ]+)", text)
-        raise ReaderLost(
-            f"a reader process was ended{f' ({how.group(1)})' if how else ''}, by the system where memory ran out: "
-            "lower workers or the batch size, or set workers=0, which reads in the main process"
-        ) from error
+        raise _lost(how.group(1) if how else None) from error
+
+
+def _lost(how: str | None) -> ReaderLost:
+    if how is not None and how.startswith("Bus error"):
+        return ReaderLost(_too_little("it was not enough"))
+    return ReaderLost(
+        f"a reader process was ended{f' ({how})' if how else ''}, as the system does where memory runs out: lower "
+        "workers or the batch size, or set workers=0, which reads in the main process"
+    )
 
 
 PATIENCE = 30
@@ -231,15 +248,23 @@ class Loader:
         self.reader, self.workers, self.device = reader, workers, device
         self._idle: list[DataLoader[Any]] = []
 
+    def check(self, epoch: int, steps: Sequence[int]) -> int | None:
+        """How many batches of an epoch each reader can make ahead; None where there are no readers or batches.
+
+        Raises:
+            UserError: too little shared memory for their batches.
+        """
+        if not self.workers or not len(steps):
+            return None
+        return _batches_ahead(self.reader.batch_bytes(epoch, steps[0]), self.workers)
+
     def _readers(self, epoch: int, steps: Sequence[int]) -> DataLoader[Any]:
         """New readers.
 
         Raises:
             UserError: too little shared memory for their batches.
         """
-        ahead = None
-        if self.workers:
-            ahead = _batches_ahead(self.reader.batch_bytes(epoch, steps[0]), self.workers)
+        ahead = self.check(epoch, steps)
         return DataLoader(
             self.reader,
             batch_size=None,
@@ -271,7 +296,7 @@ class Loader:
             passing = self._begin(loader)
             while True:
                 with lost_readers_told():
-                    made = next(passing, None)
+                    made = self._next(passing)
                 if made is None:
                     break
                 if isinstance(made, Failure):
@@ -297,6 +322,18 @@ class Loader:
             atexit.register(_end_referred, weakref.ref(passing))
         return passing
 
+    def _next(self, passing: Any) -> Any:
+        try:
+            with lost_readers_told():
+                return next(passing, None)
+        except (ReaderLost, OSError, EOFError) as error:
+            if not self.workers or "in DataLoader worker process" in str(error):  # of a stage
+                raise
+            with _undisturbed():
+                lost = _why(passing, error)
+                _end_readers(passing)
+            raise lost from error
+
     def _put_back(self, loader: DataLoader[Any], passing: Any) -> None:
         if self._idle:
             _end_readers(passing)
@@ -321,13 +358,39 @@ def _batches_ahead(size: int, workers: int) -> int:
     raise UserError(_too_little(f"{workers} readers need about {_size(need)} for batches of {_size(size)}"))
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No news of readers that end meanwhile: torch raises at the next best place when it gets them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _why(passing: Any, error: Exception) -> Exception:
+    """How a reader ended; the error itself where none has."""
+    if not isinstance(error, ReaderLost) and "Too many open files" in str(error):
+        return _too_many_files()
+    ended = wait([reader.sentinel for reader in passing._workers], timeout=5)
+    codes = []
+    for reader in passing._workers:
+        if reader.sentinel in ended:
+            reader.join()  # it is about to be gone
+            codes.append(reader.exitcode)
+    if not codes:
+        return error
+    return _lost(signal.strsignal(-codes[0]) if codes[0] < 0 else f"exit code {codes[0]}")
+
+
 def _end_referred(passing: weakref.ref[Any]) -> None:
     _end_readers(passing())
 
 
 def _end_readers(passing: Any) -> None:
     if hasattr(passing, "_shutdown_workers"):
-        passing._shutdown_workers()
+        with _undisturbed():
+            passing._shutdown_workers()
 
 
 def _as_it_is(value: Any) -> Any:

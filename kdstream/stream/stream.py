@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ class Stream:
     @property
     def steps(self) -> int:
         """Batches that this process sees in an epoch."""
-        return self.plan.steps if self.train else len(range(self.rank, self.plan.steps, self.world))
+        return len(self._route())
 
     def state_dict(self) -> dict[str, int]:
         """Where the pass that began last stands: its next batch is ``step`` of ``epoch``."""
@@ -112,11 +112,17 @@ class Stream:
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._first, self._latest, self._loaded = self.step, None, object()
 
-    def open(self) -> None:
-        """Do what comes before the first batch, where all processes must be together: find or make coding plans."""
-        self._open()
+    def open(self, after_chunk: Callable[[], None] = lambda: None) -> None:
+        """Do what comes before the first batch, where all processes must be together: find or make coding plans. Find
+        out, too, whether there is enough shared memory for the readers.
 
-    def _with_plans(self, chain: Chain, known: Mapping[str, Any]) -> Chain:
+        Args:
+            after_chunk: called by all processes each time that every one of them has made a chunk of a plan; what it
+                raises ends the making, and what is made stays for the next time.
+        """
+        self._open(after_chunk).check(self.epoch, self._route())
+
+    def _with_plans(self, chain: Chain, known: Mapping[str, Any], after_chunk: Callable[[], None]) -> Chain:
         """The chain with the coding plans that its ``coded`` stages ask for."""
         stages = list(chain.stages)
         for position, stage in enumerate(stages):
@@ -128,10 +134,10 @@ class Stream:
             if asked != "auto":
                 plan = load_plan(Path(asked), key, len(self.dataset))
             else:
-                chooser = self._chooser(view)
-                plan = make_plan(
-                    self.dataset, key, chooser.plan, partial(chooser.batches, 0), self.rank, self.world, self._barrier
-                )
+                chooser, together = self._chooser(view), self._is_joined()
+                place = (self.rank, self.world, self._share) if together else ()
+                choose = partial(chooser.batches, 0)
+                plan = make_plan(self.dataset, key, chooser.plan, choose, *place, after_chunk=after_chunk)
             stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
         return Chain(tuple(stages))
 
@@ -168,16 +174,23 @@ class Stream:
         # Seed 0: what the user's own stages draw at random does not make a plan another one for every seed.
         return Stream(self.dataset, CHUNK, 0, train=False, given=self.given, **place) | view | teacher
 
-    def _barrier(self) -> None:
-        if self.world > 1:
-            torch.distributed.barrier()
+    def _is_joined(self) -> bool:
+        return self.world > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+    def _share(self, value: Any) -> list[Any]:
+        values = [None] * self.world
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise UserError("another process has ended, whose message says why; the same command continues") from error
+        return values
 
     def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
         """These batches of an epoch, in order; where the stream stands does not change."""
         loader = self._open()
         return on_device(self._timed(loader.batches(epoch, steps)), self._device_chain, self.device)
 
-    def _open(self) -> Loader:
+    def _open(self, after_chunk: Callable[[], None] = lambda: None) -> Loader:
         if self._loader is None:
             known = {
                 "seed": self.plan.seed,
@@ -187,15 +200,19 @@ class Stream:
                 "std": self.dataset.std,
                 **self.given,
             }
-            chain = self._with_plans(self.chain.bind(known), known)
+            chain = self._with_plans(self.chain.bind(known), known, after_chunk)
             host, self._device_chain = chain.split()
             self._loader = Loader(
                 Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device
             )
         return self._loader
 
+    def _route(self) -> range:
+        """The steps of an epoch that this process sees."""
+        return range(self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
+
     def __iter__(self) -> Iterator[Batch]:
-        steps = range(self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
+        steps = self._route()
         if self._first == 0 < len(steps) == self.step:  # left, but after its last batch
             self.epoch += 1
         epoch, first, loaded, this = self.epoch, self._first, self._loaded, object()

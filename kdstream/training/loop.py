@@ -20,6 +20,7 @@ from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.recipe import Recipe, Schedule
+from kdstream.stream.loader import ReaderLost, lost_readers_told
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
 from kdstream.training.accumulation import Accumulation
@@ -95,7 +96,7 @@ class Trainer:
         """
         self.recipe = settle(self.recipe, self.accelerator)
         self.identity = Identity.of(self.recipe, self.folder, self.train, self.teacher)
-        with self._alone():
+        with self._alone(), self._signal_over_lost_readers():
             if (finished := self._finished()) is not None:
                 return finished
             with self.stop.listening():
@@ -133,6 +134,27 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             yield
 
+    @contextlib.contextmanager
+    def _signal_over_lost_readers(self) -> Iterator[None]:
+        """A reader that the system ends is told in one line; where a signal asked to stop, that is the reason.
+
+        A scheduler's signal reaches the readers too, which wait for a long step only so long.
+        """
+        try:
+            with lost_readers_told():
+                yield
+        except ReaderLost as lost:
+            if self.stop.signal is None:
+                raise
+            where = f"{self.recipe.name} continues from what it saved last, in {self.folder}"
+            raise Stopped(where, self.stop.signal) from lost
+
+    def _stop_between_chunks(self) -> None:
+        """Asked between the chunks of a coding plan; all processes ask together."""
+        if self._any(self.stop.signal is not None):
+            where = f"{self.recipe.name}: what there is of the coding plan is kept"
+            raise Stopped(where, self.stop.signal or signal.SIGTERM)
+
     def _finished(self) -> dict[str, Any] | None:
         """The result of a training that needs nothing more."""
         result = self.identity.finished()
@@ -151,7 +173,9 @@ class Trainer:
         if saved is not None:
             self.identity.check_same(saved["fingerprint"])
             self.state, self.saved = State.from_state_dict(saved), True
-        setup = self.setup = set_up(self.recipe, self.train, self.val, self.teacher, self.accelerator)
+        between = self._stop_between_chunks
+        setup = set_up(self.recipe, self.train, self.val, self.teacher, self.accelerator, between_chunks=between)
+        self.setup = setup
         if setup.note:
             self.display.note(f"{self.recipe.name}: {setup.note}")
         self.results = Results(self.identity, setup, self.train, self.accelerator, self.display, self.state)
@@ -302,11 +326,14 @@ class Trainer:
     def _agreed(self, step: int, wish: bool) -> bool:
         """Whether any process has the wish. Several GPUs are asked once in ten steps of the optimizer: to hear their
         answer stalls the queue."""
+        several_gpus = self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu"
+        return False if several_gpus and step // self.recipe.accumulate % 10 else self._any(wish)
+
+    def _any(self, wish: bool) -> bool:
+        """Whether any process has the wish; all must ask together."""
         accelerator = self.accelerator
         if accelerator.num_processes == 1:
             return wish
-        if accelerator.device.type != "cpu" and step // self.recipe.accumulate % 10:
-            return False
         return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device)) > 0)
 
     def _save(self, optimizer: Any) -> None:

@@ -80,6 +80,7 @@ def set_up(
     *,
     rehearsal: bool = False,
     layout: torch.memory_format | None = None,
+    between_chunks: Callable[[], None] | None = None,
 ) -> Setup:
     """Build everything. All processes must call it together: where a coding plan is wanted, they make it here.
 
@@ -90,6 +91,7 @@ def set_up(
         accelerator: says where networks run, on how many processes.
         rehearsal: at no cost: without coded versions, plans and downloads.
         layout: memory format; None = the recipe's, or the one that suits the device.
+        between_chunks: called now and then while a coding plan is made, by all processes together; may raise to stop.
 
     Raises:
         UserError: what cannot work.
@@ -108,16 +110,18 @@ def set_up(
         network_of_teacher, given = _answering_teacher(teacher, recipe, loss, train, accelerator, layout, compiled)
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": world, "device": device}
     place |= {"workers": 0 if rehearsal else recipe.workers, "given": given}
+    stream = Stream(
+        train, recipe.batch_size, recipe.seed, **{**place, **({"rank": 0, "world": 1} if rehearsal else {})}
+    )
+    stream = stream | chain
+    eval_stream = Stream(val, recipe.eval_batch_size, train=False, **place) | evaluation_chain(recipe)
     if not rehearsal:
-        stream = Stream(train, recipe.batch_size, recipe.seed, **place) | chain
         if network_of_teacher is not None:
             network_of_teacher.to(device)
-        stream.open()  # where a coding plan is wanted and not there yet, it is made here
+        stream.open(between_chunks)  # where a coding plan is wanted and not there yet, it is made here
+        eval_stream.open()
         if network_of_teacher is not None:
             network_of_teacher.cpu()
-    else:
-        stream = Stream(train, recipe.batch_size, recipe.seed, **{**place, "rank": 0, "world": 1}) | chain
-    eval_stream = Stream(val, recipe.eval_batch_size, train=False, **place) | evaluation_chain(recipe)
     probe, larger_probe = probes(train, recipe, given, chain, device)
     torch.manual_seed(recipe.seed)
     wanted = recipe.student
