@@ -118,7 +118,9 @@ def set_up(
     if not rehearsal:
         if network_of_teacher is not None:
             network_of_teacher.to(device)
-        stream.open(between_chunks)  # where a coding plan is wanted and not there yet, it is made here
+        stream.open(
+            between_chunks or (lambda: None)
+        )  # where a coding plan is wanted and not there yet, it is made here
         eval_stream.open()
         if network_of_teacher is not None:
             network_of_teacher.cpu()
