@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
+from jobs import recipe_of, run
 from rich.console import Console
 
 import kdstream as kd
@@ -19,10 +23,13 @@ from kdstream.batch import Batch
 from kdstream.convert.make_shards import make_shards
 from kdstream.errors import UserError
 from kdstream.models import build
+from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
+from kdstream.stream import coding_plan
 from kdstream.stream.coding_plan import CHUNK, PlanKey, make_plan
 from kdstream.stream.plan import Plan
 from kdstream.stream.stream import Stream
+from kdstream.training.stop import Stopped
 
 
 def make_teacher(seed=0):
@@ -225,6 +232,218 @@ def test_a_plan_for_the_quickstart(workers, tmp_path):
         odd = kd.stage(lambda samples: (sample for sample in samples if sample["label"] % 2))
         with pytest.raises(UserError, match="drops or adds some"):
             next(iter(stream_of(tmp_path, kd.decode() | odd | kd.coded("hkl", delta=50, plan="auto") | kd.teacher())))
+
+
+def test_what_was_made_stays_when_the_making_is_stopped(tmp_path):
+    layout, taken = Plan(1600, CHUNK, shuffle=False), []
+    whole = make_plan(Numbers(tmp_path / "whole", 1600), KEY, layout, choosing(layout, []))
+
+    class Enough(Exception):
+        pass
+
+    def after_chunk():
+        if len(taken) == 2:
+            raise Enough
+
+    data, choose = Numbers(tmp_path, 1600), choosing(layout, taken)
+    with pytest.raises(Enough):
+        make_plan(data, KEY, layout, choose, after_chunk=after_chunk)
+    assert not list(tmp_path.glob("*.bin"))
+    assert make_plan(data, KEY, layout, choose).equal(whole)
+    assert taken == [0, 1, 2, 3]
+    assert make_plan(data, KEY, layout, choose).equal(whole)
+    assert taken == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_share_what_is_missing_and_their_mistakes(world, tmp_path):
+    """Threads in the place of processes: any number of them, with fewer chunks than processes too."""
+    layout = Plan(1600, CHUNK, shuffle=False)
+    whole = make_plan(Numbers(tmp_path / "whole", 1600), KEY, layout, choosing(layout, []))
+    barrier, values = threading.Barrier(world, timeout=60), [None] * world
+
+    def together(path, change):
+        def work(rank):
+            def share(value):
+                values[rank] = value
+                barrier.wait()
+                all_values = list(values)
+                barrier.wait()
+                return all_values
+
+            choose = choosing(layout, taken[rank], change)
+            return make_plan(Numbers(path, 1600), KEY, layout, choose, rank, world, share)
+
+        taken = [[] for _ in range(world)]
+        with concurrent.futures.ThreadPoolExecutor(world) as pool:
+            return [pool.submit(work, rank) for rank in range(world)], taken
+
+    def no_third(batch):
+        return without_the_first(batch) if int(batch.index[0]) == 1024 else batch
+
+    futures, _ = together(tmp_path, no_third)
+    assert all("drops or adds some" in str(future.exception()) for future in futures)
+    left = len(list(tmp_path.glob("*.parts/*")))
+    assert left == {2: 3, 3: 2, 7: 3}[world]  # what the others made meanwhile stays
+    futures, taken = together(tmp_path, lambda batch: batch)
+    assert all(future.result().equal(whole) for future in futures)
+    assert sum(map(len, taken)) == layout.steps - left
+
+
+def test_chunks_that_nobody_needs_go(tmp_path):
+    layout, data = Plan(600, CHUNK, shuffle=False), Numbers(tmp_path, 600)
+    make_plan(data, KEY, layout, choosing(layout, []))
+    parts = tmp_path / f"{KEY.file_name('train')[:-4]}.parts"
+    recent, old = tmp_path / "train.coding-a.parts", tmp_path / "train.coding-b.parts"
+    for folder in (parts, recent, old):
+        folder.mkdir()
+        (folder / "000000").write_bytes(b"x")
+    long_ago = time.time() - 100 * 24 * 3600
+    for path in (old / "000000", old, recent):
+        os.utime(path, (long_ago, long_ago))
+    make_plan(data, KEY, layout, choosing(layout, []))  # killed when it had just finished
+    assert not parts.exists()
+    other = PlanKey("data", "another", "hkl", 10, "4:4:4", "view")
+    make_plan(data, other, layout, choosing(layout, []))
+    assert recent.exists()  # somebody has written to it
+    assert not old.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    layout, data = Plan(600, CHUNK, shuffle=False), Numbers(tmp_path, 600)
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(coding_plan, "write_atomic", full)
+        with pytest.raises(UserError, match=r"cannot write the coding plan to .*No space left on device.*make room"):
+            make_plan(data, KEY, layout, choosing(layout, []))
+    assert list(tmp_path.iterdir()) == []
+    whole = make_plan(data, KEY, layout, choosing(layout, []))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    taken = []
+    assert make_plan(data, KEY, layout, choosing(layout, taken)).equal(whole)  # made by somebody who may write there
+    assert taken == []
+    make_plan(data, PlanKey("data", "another", "hkl", 10, "4:4:4", "view"), layout, choosing(layout, taken))
+    assert taken == [0, 1]
+    assert len(list((tmp_path / "cache").rglob("*.bin"))) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(UserError, match="cannot write the coding plan to /proc"):
+        make_plan(data, PlanKey("data", "third", "hkl", 10, "4:4:4", "view"), layout, choosing(layout, taken))
+
+
+MINE = """
+import os, signal
+import kdstream as kd
+import torch
+
+@kd.stage
+def shade(samples, by=1.0, how=None):
+    for sample in samples:
+        yield {**sample, "image": (sample["image"] * ((how or {}).get("by", by))).to(torch.uint8)}
+
+@kd.stage
+def random_flip(samples):
+    for sample in samples:
+        yield {**sample, "image": sample["image"] // 3}
+
+def at(which):
+    return lambda logits, label: torch.full_like(label, which)
+
+class Always:
+    def __init__(self, which):
+        self.which = which
+    def __call__(self, logits, label):
+        return torch.full_like(label, self.which)
+
+one, two = Always(1), Always(2)
+number = (n for n in ())
+
+def unsteady(logits, label):
+    return label * 0 + next(number, 0)
+
+def interrupted(logits, label):
+    if os.path.exists("interrupt"):
+        os.unlink("interrupt")
+        os.kill(os.getpid(), signal.SIGTERM)
+    return label % 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_plans.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield __import__("mine_for_plans")
+    sys.modules.pop("mine_for_plans", None)
+
+
+def test_every_setting_has_its_plan_and_one_meaning_has_one(folder, mine):
+    def made(chain):
+        before = set(plans(folder))
+        batch = next(iter(stream_of(folder, chain)))
+        new = set(plans(folder)) - before
+        return len(new), batch
+
+    m, plan = "mine_for_plans", "coded({}, delta=50, plan=auto) | teacher"
+    coded = kd.coded("hkl", delta=50, plan="auto") | kd.teacher
+    for chain in [
+        f"decode | {plan.format('hkl')}",
+        f"decode | {m}:shade(0.5) | {plan.format('hkl')}",
+        f"decode | {m}:shade(0.25) | {plan.format('hkl')}",
+        kd.decode | mine.shade(how={"by": 0.5}) | coded,
+        kd.decode | mine.shade(how={"by": 0.25}) | coded,
+        kd.decode | kd.stage(lambda samples: samples) | coded,
+        f"decode | {m}:random_flip | {plan.format('hkl')}",  # not the stage of that name that is left out
+        f"decode | {plan.format(f'{m}:at(1)')}",
+        f"decode | {plan.format(f'{m}:at(2)')}",
+        f"decode | {plan.format(f'{m}:one')}",
+        f"decode | {plan.format(f'{m}:two')}",
+    ]:
+        assert made(chain)[0] == 1, chain
+    for chain in [
+        f"decode | augment(cifar) | {plan.format('hkl')}",
+        f"decode | {m}:shade(by=0.5) | {plan.format('hkl')}",
+        kd.decode | mine.shade(0.5) | coded,
+        f"decode | {plan.format(f'{m}:at(which=1)')}",
+        f"decode | {plan.format(f'{m}:Always(2)')}",
+    ]:
+        assert made(chain)[0] == 0, chain
+    assert set(made(f"decode | {plan.format(f'{m}:at(2)')}")[1].quality.tolist()) == {50}
+    with pytest.raises(
+        UserError, match=r"plan=auto is not possible.*number, which .*unsteady uses.*a generator.*plan=off"
+    ):
+        made(f"decode | {plan.format(f'{m}:unsteady')}")
+    next(iter(stream_of(folder, f"decode | {plan.format(f'{m}:unsteady').replace('auto', 'off')}")))
+
+
+def test_a_training_stops_while_it_makes_its_plan(folder, mine, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdstream.stream.stream.CHUNK", 60)
+    save_student(tmp_path / "teacher", make_teacher().module, classes=[str(i) for i in range(10)], mean=(0.3,) * 3,
+                 std=(0.3,) * 3, image_size=(16, 16))  # fmt: skip
+    recipe = recipe_of(
+        folder,
+        tmp_path / "out",
+        stream="decode | coded(mine_for_plans:interrupted, delta=50, plan=auto) | augment(cifar)",
+        teacher={"weights": str(tmp_path / "teacher")},
+        loss="kd",
+        epochs=1,
+    )
+    run(recipe.model_copy(update={"out": str(tmp_path / "undisturbed")}))
+    (path,) = plans(folder)
+    whole = path.read_bytes()
+    path.unlink()
+    (tmp_path / "interrupt").touch()
+    with pytest.raises(Stopped, match="coding plan is kept") as stopped:
+        run(recipe)
+    assert stopped.value.signal == signal.SIGTERM
+    assert [part.name for part in folder.glob("*.parts/*")] == ["000000"]
+    (result,) = run(recipe)
+    assert path.read_bytes() == whole
+    assert result["epochs"] == 1
 
 
 MAKE = """
