@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -21,6 +23,7 @@ from kdstream import train
 from kdstream.models import build
 from kdstream.recipe import load_recipe
 from kdstream.stream.shards import open_shards
+from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.metrics import read_metrics
 
 TRAIN = train.__file__
@@ -244,6 +247,34 @@ def test_interrupted_before_the_training(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted; the same command continues\n"
 
 
+def test_a_disk_error_of_anything_is_one_line(monkeypatch, capsys):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/birds")
+
+    monkeypatch.setattr(train, "load_recipe", fail)
+    assert train.main([]) == 2
+    line = "error: /data/birds: Permission denied; allow writing there, then the same command continues\n"
+    assert capsys.readouterr().err == line
+
+
+# --- signals while modules are imported
+
+COMMANDS = [TRAIN, *sorted(str(path) for path in (Path(TRAIN).parent.parent / "tools").glob("*.py"))]
+SENDING = "import os, time; os.kill(os.getpid(), {}); time.sleep(60)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: Path(path).stem)
+def test_a_signal_during_imports_ends_the_command_in_silence(tmp_path, path, number):
+    for name in ("torch", "numpy"):  # whichever comes first
+        (tmp_path / f"{name}.py").write_text(SENDING.format(int(number)))
+    done = subprocess.run(
+        [sys.executable, path], cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}, capture_output=True,
+        timeout=60, restore_signals=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+
+
 def test_the_first_word_may_be_recipe_or_override(write):
     assert train.parse_arguments([]).recipe == "quickstart"
     chosen = train.parse_arguments(["epochs=1", "--cpu", "seed=2"])
@@ -404,6 +435,56 @@ def test_two_processes_under_accelerate_launch(write, tmp_path):
     kd.load_student(folder)
 
 
+def alone(rank, arguments, folder, port):
+    """One of two processes that nobody launches but the user's own script."""
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    environment = {**ENVIRONMENT, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        command("--cpu", *arguments), cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def test_the_end_of_one_process_ends_the_other_with_one_line(write, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [alone(rank, [write(epochs=10_000), "out=out"], tmp_path, port) for rank in (0, 1)]
+    wait_for_a_row(tmp_path / "out", processes[0])
+    processes[1].kill()
+    _, err = processes[0].communicate(timeout=120)
+    processes[1].communicate()
+    assert processes[0].returncode == 1
+    (line,) = err.splitlines()
+    assert line.startswith("error: another process of this training has ended (")
+    assert line.endswith("; the same command continues")
+
+
+def wait_for_a_row(folder, process):
+    """Until the training has ended an epoch."""
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_the_end_of_accelerate_launch_saves_and_stops(write, tmp_path):
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu")
+    process = subprocess.Popen(
+        command(write(epochs=10_000, checkpoint_seconds=10_000), "out=out", launcher=launcher), cwd=tmp_path,
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_a_row(tmp_path / "out", process)
+    process.terminate()  # and not its child, to which it passes nothing on
+    _, err = process.communicate(timeout=120)  # the child's end, too: it has the other end of the pipe
+    assert process.returncode == -signal.SIGTERM
+    *_, line = err.splitlines()  # after the launcher's advice
+    assert "Traceback" not in err
+    assert line.startswith("stopped: r, epoch ")
+    assert line.endswith(" is saved in out; the same command continues")
+    assert load_checkpoint(tmp_path / "out" / "last.pt")["global_step"] > 0
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
 def gone(group):
     """Whether a process group ends within a few seconds."""
     for _ in range(50):
@@ -421,10 +502,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_continues(write, 
         command(*arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    metrics = tmp_path / "out" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_a_row(tmp_path / "out", process)
     os.killpg(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +19,11 @@ from rich.console import Console
 from torch import nn
 
 import kdstream as kd
-from kdstream.errors import UserError
+from kdstream.errors import DiskError, UserError
 from kdstream.recipe import make_recipe
 from kdstream.stream.convert import make_shards
 from kdstream.training.job import Job, check
-from kdstream.training.metrics import read_metrics
+from kdstream.training.metrics import MetricsLog, read_metrics
 from kdstream.training.progress import Display
 
 HERE = Path(__file__).stem
@@ -208,6 +215,85 @@ def test_fresh_leaves_what_is_not_kdstreams(digits, tmp_path):
     assert not (out / "b").exists()
     assert len(read_metrics(out / "a")) == 2
     assert not (out / "a" / "tensorboard").exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from kdstream.lock import alone
+with alone(Path(sys.argv[1]), print, print):
+    print("trains", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_fresh_waits_for_the_job_that_trains_there(digits, tmp_path):
+    wanted = recipe(digits, out=str(tmp_path / "out"), runs={"a": {}})
+    job(wanted)
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "a").iterdir()}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "out" / "a"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "trains\n"
+    found = []
+
+    class Watching(Display):
+        def note(self, text, once=False):
+            if "another job trains in" in text:
+                found.append({path: path.read_bytes() for path in before})
+                other.stdin.close()
+
+    Job(wanted, Accelerator(cpu=True), Watching(Console(quiet=True)), fresh=True).run()
+    assert found == [before], "it deleted under the other one's feet"
+    other.wait()
+    assert (tmp_path / "out" / "a" / "result.json").exists()
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_without_locks_a_job_runs_and_says_so_once(digits, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    screen = io.StringIO()
+    wanted = recipe(digits, out=str(tmp_path / "out"), runs={"a": {}, "b": {}})
+    Job(wanted, Accelerator(cpu=True), Display(Console(file=screen, width=200))).run()
+    assert screen.getvalue().count("no locks where the results go (No locks available)") == 1
+    assert (tmp_path / "out" / "b" / "result.json").exists()
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(digits, tmp_path):
+    out = tmp_path / "out"
+    left = ["last.pt.part", "best.pt.part", "report.html.77.tmp", "student.json.4711.tmp", "job.yaml.1.tmp"]
+    mine = ["notes.77.tmp", "last.pt.partly", "last.pt.x.tmp", "mine.part"]
+    out.mkdir()
+    for name in (*left, *mine):
+        (out / name).write_text("precious")
+    job(recipe(digits, out=str(out)))
+    names = {path.name for path in out.iterdir()}
+    assert not names & set(left)
+    assert names >= set(mine)
+
+
+@pytest.mark.parametrize("content", ["", '{"top1": 9', "[]", "{}"])
+def test_a_damaged_result_is_written_anew_from_the_last_checkpoint(digits, tmp_path, content):
+    wanted = recipe(digits, out=str(tmp_path / "out"))
+    (whole,) = job(wanted)
+    metrics = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    (tmp_path / "out" / "result.json").write_text(content)
+    assert job(wanted) == [whole]
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == whole
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_folder_that_vanishes_while_it_is_trained_into_is_said_so(digits, tmp_path, monkeypatch):
+    def write(self, kind, row):
+        shutil.rmtree(self.folder)
+
+    monkeypatch.setattr(MetricsLog, "write", write)
+    with pytest.raises(DiskError, match=r"last\.pt: No such file or directory; was its folder removed") as error:
+        job(recipe(digits, out=str(tmp_path / "out")))
+    assert "\n" not in str(error.value)
 
 
 def test_a_refused_recipe_leaves_the_record_of_the_one_before(digits, tmp_path):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import math
+import os
 import re
 
 import pytest
@@ -214,6 +216,41 @@ def test_names_are_not_markup_and_carry_no_control_codes():
     assert "\x1b[31m" not in text
     assert "\x07" not in text
     assert ESCAPE.sub("", text).count("[red]x[/red]") >= 7
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_without_its_terminal_the_work_goes_on_unseen(terminal, number, after):
+    class Closed(io.StringIO):
+        writes = 0
+
+        def write(self, text):
+            self.writes += 1
+            if self.writes > after:
+                raise OSError(number, os.strerror(number))
+            return super().write(text)
+
+    clock = Clock()
+    with Display(None, clock=clock) as display:
+        own = type(display.console)
+    with Display(own(file=Closed(), force_terminal=terminal, width=80), clock=clock) as display:
+        display.headline("a")
+        train(display, clock, "kd", epochs=3)
+        with display.task("b", 3) as task:
+            task.advance(2)
+        display.table("c", [{"top1": 3.0}])
+        display.note("d")
+    assert not display.enabled
+
+
+def test_a_note_that_is_to_be_said_once():
+    display, file, _ = make(80)
+    for _ in range(3):
+        display.note("no locks", once=True)
+        display.note("again")
+    assert file.getvalue().count("no locks") == 1
+    assert file.getvalue().count("again") == 3
 
 
 def test_losses_are_asked_for_only_when_shown():
