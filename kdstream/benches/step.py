@@ -242,7 +242,8 @@ def _rows(name: str, work: Work, bare: Callable[[], None], seconds: float) -> li
         found = ratio(rounds, ["step"], ["bare"])
         title = name if stage.phase is None else stage.name
         target = LOGIT_TARGET if name in LOGITS_ALONE else None
-        trained = sum(p.numel() for p in work.term.parameters() if p.requires_grad)
+        reached = {name for name in work.distiller.reached if name.startswith("terms.")}
+        trained = sum(p.numel() for name, p in work.distiller.named_parameters() if name in reached)
         row = {
             "objective": name,
             "work": title,
