@@ -192,15 +192,23 @@ def test_a_foreign_truncated_tar(write, refused, copied):
     assert "0.tar is truncated" in line
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [None, 0, 1])
 def test_a_corrupt_png_inside_a_shard(write, refused, copied, workers):
+    """By its checksum in a set of our own (None); of other people's tars nobody knows it, there the image is named."""
     folder, shard = copied
+    if workers is not None:
+        foreign = folder / "foreign" / "train"
+        foreign.mkdir(parents=True)
+        folder, shard = foreign.parent, shard.rename(foreign / "0.tar")
     with tarfile.open(shard) as tar:
         member = next(m for m in tar if m.name.endswith(".png"))
     with shard.open("r+b") as file:
         file.seek(member.offset_data + 8)
         file.write(bytes(member.size - 8))
-    line = refused(write(), f"data.path={folder}", "out=out", f"workers={workers}")
+    if workers is None:
+        assert f"{shard} is damaged: its checksum differs" in refused(write(), f"data.path={folder}", "out=out")
+        return
+    line = refused(write(), f"data.path={folder}", "data.val=train", "out=out", f"workers={workers}")
     key = member.name.removesuffix(".png")
     assert f"cannot decode sample {key!r} of {shard} (png)" in line
     assert "kdstream shards --verify" in line
