@@ -52,7 +52,7 @@ def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **s
     torch.manual_seed(0)
     ours, theirs = networks(name)
     terms = parse_loss({name: {**SETTINGS.get(name, {}), **settings}})
-    train = Labels(num_classes=classes, labels=[i % classes for i in range(20)], mean=(0.5,) * 3, std=(0.2,) * 3)
+    train = Labels(num_classes=classes, labels=[i % classes for i in range(4 * count)], mean=(0.5,) * 3, std=(0.2,) * 3)
     plain = build(num_classes=classes, **theirs).eval().requires_grad_(False)
     teacher = tapped(plain, terms.teacher_taps, Model(model=theirs["name"])).eval()
 

@@ -16,6 +16,14 @@ from kdstream.training.stop import Interrupted, StopFlag, interruptible
 HEARD = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def terminal():
+    """As if these tests had one, though whoever started them may have made them ignore its end."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(number):
     os.kill(os.getpid(), number)
     signal.pthread_sigmask(signal.SIG_BLOCK, [])  # a moment in which Python calls the handler
