@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive
 from kdstream.objectives.term import Task, Term
 
 
@@ -16,15 +17,8 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor) -
 
     .. math:: \frac1N \sum_n \mathrm{KL}\big(\sigma(v_n/T) \,\|\, \sigma(z_n/T)\big)
 
-    Both sides stay logarithms, so that no probability underflows.
-
-    Args:
-        student: logits z, float [N,C].
-        teacher: logits v, float [N,C].
-        temperature: T > 0; a scalar tensor gets its gradient.
-
-    Returns:
-        A scalar >= 0 in nats, float32 for half-precision logits; without the factor T^2.
+    Student's logits z [N,C], teacher's v [N,C], T > 0 (a scalar tensor gets its gradient) -> a scalar >= 0 in nats, at
+    least float32, without the factor T^2. Both sides stay logarithms, so that no probability underflows.
     """
     log_q = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
     log_p = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
@@ -48,9 +42,9 @@ class KnowledgeDistillation(Term):
         UserError: temperature out of range; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, temperature: float = 4.0):
+    def __init__(self, temperature: Positive = 4.0):
         super().__init__()
-        self.temperature = number("kd", "temperature", temperature, above=0)
+        self.temperature = temperature
 
     def setup(self, task: Task) -> None:
         need_same_classes("kd", task)
