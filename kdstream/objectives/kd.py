@@ -13,13 +13,8 @@ from kdstream.objectives.term import Task, Term
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
-    r"""Divergence of the student's softened output from the teacher's.
-
-    .. math:: \frac1N \sum_n \mathrm{KL}\big(\sigma(v_n/T) \,\|\, \sigma(z_n/T)\big)
-
-    Student's logits z [N,C], teacher's v [N,C], T > 0 (a scalar tensor gets its gradient) -> a scalar >= 0 in nats, at
-    least float32, without the factor T^2. Both sides stay logarithms, so that no probability underflows.
-    """
+    """Batch mean of KL(p^T || q^T) in nats: logits z [N,C], v [N,C] and T > 0 (a scalar tensor gets its gradient) -> a
+    scalar >= 0, at least float32. Both sides stay logarithms, so that no probability underflows."""
     log_q = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
     log_p = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
