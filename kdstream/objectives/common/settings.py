@@ -68,7 +68,7 @@ def _is_number(value: Any) -> bool:
     """Whether it is a finite real number, no bool, and within 64 bits where it is whole."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
-    return abs(value) < LARGEST if isinstance(value, Integral) else math.isfinite(value)
+    return abs(int(value)) < LARGEST if isinstance(value, Integral) else math.isfinite(value)
 
 
 def _shown(value: Any) -> str:
