@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_pairs
-from kdstream.objectives.common.initialisation import initial_phase
+from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.common.regressor import ConvRegressor, module_name
+from kdstream.objectives.common.regressor import ConvRegressor
+from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -68,32 +68,25 @@ class ActivationBoundary(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("block1.pre", "block2.pre", "block3.pre"),
-        teacher_taps: Sequence[str] | None = None,
-        margin: float = 1.0,
-        weights: Sequence[float] | None = None,
-        scale: float = 0.003,
-        epochs: int = 30,
-        lr: float = 0.05,
-        milestones: Sequence[int] = (),
-        gamma: float = 0.1,
+        taps: Blocks = ("block1.pre", "block2.pre", "block3.pre"),
+        teacher_taps: Taps | None = None,
+        margin: Positive = 1.0,
+        weights: Weights | None = None,
+        scale: Positive = 0.003,
+        epochs: Count = 30,
+        lr: Positive = 0.05,
+        milestones: Milestones = (),
+        gamma: Positive = 0.1,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("ab", taps, teacher_taps)
         count = len(self.student_taps)
-        if len({module_name(tap) for tap in self.student_taps}) < count:
-            raise UserError(f"ab: taps holds one block twice: {', '.join(self.student_taps)}; keep one of the two")
-        self.margin = number("ab", "margin", margin, above=0)
-        self.scale = number("ab", "scale", scale, above=0)
-        given = (
-            [2.0 ** (i - count + 1) for i in range(count)] if weights is None else sequence("ab", "weights", weights)
-        )
-        if len(given) != count:
-            raise UserError(f"ab: weights must be one a tap, got {len(given)} for {count} taps")
-        self.weights = tuple(number("ab", "weights", weight, at_least=0) for weight in given)
-        if not any(self.weights):
-            raise UserError("ab: weights are all 0, which leaves nothing to learn; set one > 0")
-        self.phase = initial_phase("ab", "boundary", epochs=epochs, lr=lr, milestones=milestones, gamma=gamma)
+        self.margin = margin
+        self.scale = scale
+        self.weights = [2.0 ** (i - count + 1) for i in range(count)] if weights is None else weights
+        if len(self.weights) != count:
+            raise UserError(f"ab: weights must be one a tap, got {len(self.weights)} for {count} taps")
+        self.phase = Phase("ab.boundary", epochs, lr, tuple(milestones), gamma)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("ab", task)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, tap_pairs, whole
+from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, Taps
 from kdstream.objectives.term import Task, Term
 
 
@@ -68,12 +67,12 @@ class AttentionTransfer(Term):
 
     def __init__(
         self,
-        p: int = 2,
-        taps: Sequence[str] = ("block1", "block2", "block3"),
-        teacher_taps: Sequence[str] | None = None,
+        p: Count = 2,
+        taps: Taps = ("block1", "block2", "block3"),
+        teacher_taps: Taps | None = None,
     ):
         super().__init__()
-        self.p = whole("at", "p", p, at_least=1)
+        self.p = p
         self.student_taps, self.teacher_taps = tap_pairs("at", taps, teacher_taps)
 
     def setup(self, task: Task) -> None:

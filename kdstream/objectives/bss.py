@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
 from kdstream.objectives.common.attack import ask_student, channel_scale, pixel_range
-from kdstream.objectives.common.checks import need_same_classes, number, whole
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.processes import join_samples, process_rank
+from kdstream.objectives.common.settings import Count, Positive, PositiveFraction
 from kdstream.objectives.term import Task, Term
 from kdstream.rng import keys, uniform
 
@@ -152,24 +152,22 @@ class BoundarySupportingSamples(Term):
 
     def __init__(
         self,
-        temperature: float = 4.0,
-        attack_size: int = 32,
-        steps: int = 10,
-        rate: float = 0.3,
-        clip: float | None = 2.5,
-        max_eps: float | None = None,
-        until: float | None = 0.75,
+        temperature: Positive = 4.0,
+        attack_size: Count = 32,
+        steps: Count = 10,
+        rate: Positive = 0.3,
+        clip: Positive | None = 2.5,
+        max_eps: Positive | None = None,
+        until: PositiveFraction | None = 0.75,
     ):
         super().__init__()
-        self.temperature = number("bss", "temperature", temperature, above=0)
-        self.attack_size = whole("bss", "attack_size", attack_size, at_least=1)
-        self.steps = whole("bss", "steps", steps, at_least=1)
-        self.rate = number("bss", "rate", rate, above=0)
-        self.clip = None if clip is None else number("bss", "clip", clip, above=0)
-        self.max_eps = None if max_eps is None else number("bss", "max_eps", max_eps, above=0)
-        self.until = None if until is None else number("bss", "until", until, above=0)
-        if self.until is not None and self.until > 1:
-            raise UserError(f"bss: until must be a share of the training, in (0, 1], got {until}")
+        self.temperature = temperature
+        self.attack_size = attack_size
+        self.steps = steps
+        self.rate = rate
+        self.clip = clip
+        self.max_eps = max_eps
+        self.until = until
         self.share = 1.0
 
     def setup(self, task: Task) -> None:

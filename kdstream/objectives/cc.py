@@ -7,9 +7,10 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_samples, need_teacher, whole
+from kdstream.objectives.common.checks import need_samples, need_teacher
 from kdstream.objectives.common.features import tap_pair, vectors
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, Tap
 from kdstream.objectives.term import Task, Term
 
 
@@ -35,10 +36,10 @@ class CorrelationCongruence(Term):
         UserError: a setting out of range; no teacher; a single sample in a process.
     """
 
-    def __init__(self, feat_dim: int = 128, tap: str = "penultimate", teacher_tap: str | None = None):
+    def __init__(self, feat_dim: Count = 128, tap: Tap = "penultimate", teacher_tap: Tap | None = None):
         super().__init__()
-        self.feat_dim = whole("cc", "feat_dim", feat_dim, at_least=1)
-        self.student_taps, self.teacher_taps = tap_pair("cc", tap, teacher_tap)
+        self.feat_dim = feat_dim
+        self.student_taps, self.teacher_taps = tap_pair(tap, teacher_tap)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("cc", task)

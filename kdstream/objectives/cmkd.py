@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, distributed
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_weight, number
+from kdstream.objectives.common.checks import need_weight
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.pearson import correlation, need_classes_to_correlate, probabilities, switch
+from kdstream.objectives.common.settings import NotNegative, Positive, Switch
+from kdstream.objectives.pearson import correlation, need_classes_to_correlate, probabilities
 from kdstream.objectives.spearman import rank_correlation, soft_ranks
 from kdstream.objectives.term import Task, Term
 
@@ -61,23 +61,21 @@ class CorrelationMatching(Term):
 
     def __init__(
         self,
-        beta: float = 4.0,
-        gamma: float = 1.0,
-        temperature: float = 4.0,
-        strength: float = 1.0,
+        beta: NotNegative = 4.0,
+        gamma: NotNegative = 1.0,
+        temperature: Positive = 4.0,
+        strength: Positive = 1.0,
         entropy_of: Literal["raw", "softened"] = "raw",
-        zscore: bool = True,
+        zscore: Switch = True,
     ):
         super().__init__()
-        self.beta = number("cmkd", "beta", beta, at_least=0)
-        self.gamma = number("cmkd", "gamma", gamma, at_least=0)
+        self.beta = beta
+        self.gamma = gamma
         need_weight("cmkd", beta=self.beta, gamma=self.gamma)
-        self.temperature = number("cmkd", "temperature", temperature, above=0)
-        self.strength = number("cmkd", "strength", strength, above=0)
-        if entropy_of not in ("raw", "softened"):
-            raise UserError(f"cmkd: entropy_of must be raw or softened, got {entropy_of!r}")
+        self.temperature = temperature
+        self.strength = strength
         self.entropy_of = entropy_of
-        self.zscore = switch("cmkd", "zscore", zscore)
+        self.zscore = zscore
 
     def setup(self, task: Task) -> None:
         need_classes_to_correlate("cmkd", task)

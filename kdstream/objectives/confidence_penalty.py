@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_classes, number
+from kdstream.objectives.common.checks import need_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative
 from kdstream.objectives.term import Task, Term
 
 
@@ -35,9 +36,9 @@ class ConfidencePenalty(Term):
 
     uses_teacher = False
 
-    def __init__(self, eta: float = 0.1):
+    def __init__(self, eta: NotNegative = 0.1):
         super().__init__()
-        self.eta = number("confidence_penalty", "eta", eta, at_least=0)
+        self.eta = eta
 
     def setup(self, task: Task) -> None:
         need_classes("confidence_penalty", task, 2, "a label to learn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_teacher, number, tap_pairs, whole
+from kdstream.objectives.common.checks import need_teacher
 from kdstream.objectives.common.contrast import Contrast
+from kdstream.objectives.common.features import tap_pair
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.processes import join_samples, sum_over_processes
+from kdstream.objectives.common.settings import Count, Fraction, OneTap, Positive, real, whole
 from kdstream.objectives.term import Task, Term
 
 _DENSE = 16
@@ -110,29 +113,23 @@ class CRD(Term):
 
     def __init__(
         self,
-        feat_dim: int = 128,
-        nce_k: int = 16384,
-        nce_t: float = 0.07,
-        nce_m: float = 0.5,
-        mode: str = "exact",
-        eps: float = 1e-7,
-        taps: str = "penultimate",
-        teacher_taps: str | None = None,
+        feat_dim: Annotated[int, whole(2)] = 128,
+        nce_k: Count = 16384,
+        nce_t: Annotated[float, real(at_least=0.02)] = 0.07,
+        nce_m: Fraction = 0.5,
+        mode: Literal["exact", "relax"] = "exact",
+        eps: Positive = 1e-7,
+        taps: OneTap = "penultimate",
+        teacher_taps: OneTap | None = None,
     ):
         super().__init__()
-        self.feat_dim = whole("crd", "feat_dim", feat_dim, at_least=2)
-        self.nce_k = whole("crd", "nce_k", nce_k, at_least=1)
-        self.nce_t = number("crd", "nce_t", nce_t, at_least=0.02)
-        self.nce_m = number("crd", "nce_m", nce_m, at_least=0)
-        if self.nce_m > 1:
-            raise UserError(f"crd: nce_m is a share of the old row, in 0..1, got {nce_m}")
-        if mode not in ("exact", "relax"):
-            raise UserError(f"crd: mode must be exact or relax, got {mode!r}")
+        self.feat_dim = feat_dim
+        self.nce_k = nce_k
+        self.nce_t = nce_t
+        self.nce_m = nce_m
         self.mode = mode
-        self.eps = number("crd", "eps", eps, above=0)
-        self.student_taps, self.teacher_taps = tap_pairs("crd", taps, teacher_taps)
-        if len(self.student_taps) > 1:
-            raise UserError(f"crd: takes one tap of each network, got {', '.join(self.student_taps)}")
+        self.eps = eps
+        self.student_taps, self.teacher_taps = tap_pair(taps, teacher_taps)
 
     def setup(self, task: Task) -> None:
         teacher = need_teacher("crd", task)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_same_classes, number, whole
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, NotNegative, Positive
 from kdstream.objectives.kd import softened_kl
 from kdstream.objectives.term import Task, Term
 
@@ -80,20 +81,20 @@ class CurriculumTemperature(Term):
 
     def __init__(
         self,
-        t_start: float = 1.0,
-        t_range: float = 20.0,
-        lambda_min: float = 0.0,
-        lambda_max: float = 1.0,
-        ramp: int = 10,
+        t_start: Positive = 1.0,
+        t_range: Positive = 20.0,
+        lambda_min: NotNegative = 0.0,
+        lambda_max: NotNegative = 1.0,
+        ramp: Count = 10,
     ):
         super().__init__()
-        self.t_start = number("ctkd", "t_start", t_start, above=0)
-        self.t_range = number("ctkd", "t_range", t_range, above=0)
-        self.lambda_min = number("ctkd", "lambda_min", lambda_min, at_least=0)
-        self.lambda_max = number("ctkd", "lambda_max", lambda_max, at_least=0)
+        self.t_start = t_start
+        self.t_range = t_range
+        self.lambda_min = lambda_min
+        self.lambda_max = lambda_max
         if self.lambda_max < self.lambda_min:
-            raise UserError(f"ctkd: lambda_max {lambda_max} is below lambda_min {lambda_min}; the schedule rises")
-        self.ramp = whole("ctkd", "ramp", ramp, at_least=1)
+            raise UserError(f"ctkd: lambda_max {lambda_max:g} is below lambda_min {lambda_min:g}; the schedule rises")
+        self.ramp = ramp
         self.global_T = nn.Parameter(torch.ones(1))
         self.begin_epoch(0, 1)
 

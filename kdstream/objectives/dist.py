@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_classes, need_same_classes, need_samples, need_weight, number
+from kdstream.objectives.common.checks import need_classes, need_same_classes, need_samples, need_weight
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative, Positive
 from kdstream.objectives.term import Task, Term
 
 
@@ -59,13 +60,13 @@ class DIST(Term):
             and gamma 0; fewer than three samples in a process and gamma above 0.
     """
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 4.0, eps: float = 1e-8):
+    def __init__(self, beta: NotNegative = 1.0, gamma: NotNegative = 1.0, tau: Positive = 4.0, eps: Positive = 1e-8):
         super().__init__()
-        self.beta = number("dist", "beta", beta, at_least=0)
-        self.gamma = number("dist", "gamma", gamma, at_least=0)
+        self.beta = beta
+        self.gamma = gamma
         need_weight("dist", beta=self.beta, gamma=self.gamma)
-        self.tau = number("dist", "tau", tau, above=0)
-        self.eps = number("dist", "eps", eps, above=0)
+        self.tau = tau
+        self.eps = eps
 
     def setup(self, task: Task) -> None:
         need_same_classes("dist", task)

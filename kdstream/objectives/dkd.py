@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_classes, need_same_classes, need_weight, number, whole
+from kdstream.objectives.common.checks import need_classes, need_same_classes, need_weight
 from kdstream.objectives.common.nontarget import without_label
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative, Positive, Whole
 from kdstream.objectives.term import Task, Term
 
 
@@ -77,13 +78,15 @@ class DecoupledKD(Term):
             one of which has no others to diverge from, and alpha 0.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, warmup: int = 20):
+    def __init__(
+        self, alpha: NotNegative = 1.0, beta: NotNegative = 8.0, temperature: Positive = 4.0, warmup: Whole = 20
+    ):
         super().__init__()
-        self.alpha = number("dkd", "alpha", alpha, at_least=0)
-        self.beta = number("dkd", "beta", beta, at_least=0)
+        self.alpha = alpha
+        self.beta = beta
         need_weight("dkd", alpha=self.alpha, beta=self.beta)
-        self.temperature = number("dkd", "temperature", temperature, above=0)
-        self.warmup = whole("dkd", "warmup", warmup, at_least=0)
+        self.temperature = temperature
+        self.warmup = warmup
         self.begin_epoch(0, 1)
 
     def setup(self, task: Task) -> None:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs, logits_of
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import is_composed, need_classes, number, sequence, whole
+from kdstream.objectives.common.checks import is_composed, need_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, NotNegative, Positive, checked
 from kdstream.objectives.kd import softened_kl
 from kdstream.objectives.term import Task, Term
 
@@ -62,20 +63,23 @@ class DeepMutualLearning(Term):
     uses_teacher = False
 
     def __init__(
-        self, peers: int | str | Sequence[str | Mapping[str, Any]] = 1, temperature: float = 4.0, labels: float = 1.0
+        self,
+        peers: int | str | Sequence[str | Mapping[str, Any]] = 1,
+        temperature: Positive = 4.0,
+        labels: NotNegative = 1.0,
     ):
         super().__init__()
-        self.temperature = number("dml", "temperature", temperature, above=0)
-        self.labels = number("dml", "labels", labels, at_least=0)
+        self.temperature = temperature
+        self.labels = labels
         self.copies = 0
         if isinstance(peers, str | Mapping):
             peers = [peers]
-        if isinstance(peers, Sequence):
-            self.builds = tuple(_spec(peer) for peer in sequence("dml", "peers", peers))
+        if isinstance(peers, Sequence) and not isinstance(peers, bytes):
+            self.builds = tuple(_spec(peer) for peer in peers)
             if not self.builds:
                 raise UserError("dml: peers is empty; name at least one network, or say how many copies of the student")
         else:
-            self.copies = whole("dml", "peers", peers, at_least=1)
+            self.copies = checked("dml", "peers", peers, Count)
 
     def setup(self, task: Task) -> None:
         need_classes("dml", task, 2, "an answer to learn from")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_pairs, whole
+from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.common.regressor import ConvRegressor, module_name
+from kdstream.objectives.common.regressor import ConvRegressor
+from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name, whole
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -45,37 +47,26 @@ class FitNet(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("block2",),
-        teacher_taps: Sequence[str] | None = None,
-        weights: Sequence[float] | None = None,
-        stages: int = 1,
-        epochs: int = 100,
-        lr: float = 0.001,
-        milestones: Sequence[int] = (60, 80),
-        gamma: float = 0.1,
+        taps: Blocks = ("block2",),
+        teacher_taps: Taps | None = None,
+        weights: Weights | None = None,
+        stages: Annotated[int, whole(1, at_most=2)] = 1,
+        epochs: Count = 100,
+        lr: Positive = 0.001,
+        milestones: Milestones = (60, 80),
+        gamma: Positive = 0.1,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("fitnet", taps, teacher_taps)
-        if len({module_name(tap) for tap in self.student_taps}) < len(self.student_taps):
-            raise UserError(f"fitnet: taps holds one block twice: {', '.join(self.student_taps)}; keep one of the two")
-        weights = (1.0,) * len(self.student_taps) if weights is None else sequence("fitnet", "weights", weights)
-        if len(weights) != len(self.student_taps):
-            raise UserError(f"fitnet: weights must be one a tap, got {len(weights)} for {len(self.student_taps)} taps")
-        self.weights = tuple(number("fitnet", "weights", weight, at_least=0) for weight in weights)
-        if not any(self.weights):
-            raise UserError("fitnet: weights are all 0, which leaves nothing to learn; set one > 0")
-        self.stages = whole("fitnet", "stages", stages, at_least=1)
-        if self.stages > 2:
-            raise UserError(f"fitnet: stages must be 1 or 2, got {stages}")
-        self.epochs = whole("fitnet", "epochs", epochs, at_least=1)
-        self.lr = number("fitnet", "lr", lr, above=0)
-        self.milestones = tuple(
-            whole("fitnet", "milestones", milestone, at_least=1)
-            for milestone in sequence("fitnet", "milestones", milestones)
-        )
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise UserError(f"fitnet: milestones must increase, got {list(self.milestones)}")
-        self.gamma = number("fitnet", "gamma", gamma, above=0)
+        count = len(self.student_taps)
+        self.weights = (1.0,) * count if weights is None else weights
+        if len(self.weights) != count:
+            raise UserError(f"fitnet: weights must be one a tap, got {len(self.weights)} for {count} taps")
+        self.stages = stages
+        self.epochs = epochs
+        self.lr = lr
+        self.milestones = tuple(milestones)
+        self.gamma = gamma
         self.in_main = self.stages == 1
 
     def setup(self, task: Task) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_pairs
+from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, same_size
-from kdstream.objectives.common.initialisation import initial_phase
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, Milestones, Positive, Taps, Weights
 from kdstream.objectives.term import Phase, Task, Term
-
-FORMS = ("repdistiller", "paper")
 
 
 class FlowOfSolution(Term):
@@ -53,33 +52,27 @@ class FlowOfSolution(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("stem", "block1", "block2", "block3"),
-        teacher_taps: Sequence[str] | None = None,
-        weights: Sequence[float] = (1, 3, 1),
-        form: str = "repdistiller",
-        epochs: int = 100,
-        lr: float = 0.001,
-        milestones: Sequence[int] = (60, 80),
-        gamma: float = 0.1,
+        taps: Taps = ("stem", "block1", "block2", "block3"),
+        teacher_taps: Taps | None = None,
+        weights: Weights = (1, 3, 1),
+        form: Literal["repdistiller", "paper"] = "repdistiller",
+        epochs: Count = 100,
+        lr: Positive = 0.001,
+        milestones: Milestones = (60, 80),
+        gamma: Positive = 0.1,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("fsp", taps, teacher_taps)
         if len(self.student_taps) < 2:
             raise UserError(f"fsp: a flow matrix needs two taps, got {self.student_taps[0]} alone; name more in taps")
         count = len(self.student_taps) - 1
-        self.weights = tuple(
-            number("fsp", "weights", weight, at_least=0) for weight in sequence("fsp", "weights", weights)
-        )
+        self.weights = weights
         if len(self.weights) != count:
             raise UserError(
                 f"fsp: weights must be one a pair of consecutive taps, got {len(self.weights)} for {count} pairs"
             )
-        if not any(self.weights):
-            raise UserError("fsp: weights are all 0, which leaves nothing to learn; set one > 0")
-        if form not in FORMS:
-            raise UserError(f"fsp: form must be one of {', '.join(FORMS)}, got {form!r}")
         self.form = form
-        self.phase = initial_phase("fsp", "flow", epochs=epochs, lr=lr, milestones=milestones, gamma=gamma)
+        self.phase = Phase("fsp.flow", epochs, lr, tuple(milestones), gamma)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("fsp", task)

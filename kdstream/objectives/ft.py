@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,11 @@ from torch.nn import functional as F
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.at import attention
-from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, number, whole
+from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher
 from kdstream.objectives.common.features import same_size, tap_pair
-from kdstream.objectives.common.initialisation import initial_phase
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, Milestones, NotNegative, Positive, Tap
 from kdstream.objectives.term import Phase, Task, Term
-
-FORMS = ("repdistiller", "paper")
 
 
 class Encoder(nn.Module):
@@ -109,37 +108,26 @@ class FactorTransfer(Term):
 
     def __init__(
         self,
-        k: float = 0.5,
-        p1: int = 2,
-        p2: int = 1,
-        form: str = "repdistiller",
-        leaky_slope: float = 0.1,
-        tap: str = "block3",
-        teacher_tap: str | None = None,
-        epochs: int = 30,
-        lr: float = 0.01,
-        milestones: Sequence[int] = (),
-        gamma: float = 0.1,
+        k: Positive = 0.5,
+        p1: Count = 2,
+        p2: Count = 1,
+        form: Literal["repdistiller", "paper"] = "repdistiller",
+        leaky_slope: NotNegative = 0.1,
+        tap: Tap = "block3",
+        teacher_tap: Tap | None = None,
+        epochs: Count = 30,
+        lr: Positive = 0.01,
+        milestones: Milestones = (),
+        gamma: Positive = 0.1,
     ):
         super().__init__()
-        self.k = number("ft", "k", k, above=0)
-        self.p1 = whole("ft", "p1", p1, at_least=1)
-        self.p2 = whole("ft", "p2", p2, at_least=1)
-        if form not in FORMS:
-            raise UserError(f"ft: form must be one of {', '.join(FORMS)}, got {form!r}")
+        self.k = k
+        self.p1 = p1
+        self.p2 = p2
         self.form = form
-        self.leaky_slope = number("ft", "leaky_slope", leaky_slope, at_least=0)
-        self.student_taps, self.teacher_taps = tap_pair("ft", tap, teacher_tap)
-        self.phase = initial_phase(
-            "ft",
-            "paraphraser",
-            epochs=epochs,
-            lr=lr,
-            milestones=milestones,
-            gamma=gamma,
-            loss="reconstruction",
-            trains="term",
-        )
+        self.leaky_slope = leaky_slope
+        self.student_taps, self.teacher_taps = tap_pair(tap, teacher_tap)
+        self.phase = Phase("ft.paraphraser", epochs, lr, tuple(milestones), gamma, "reconstruction", "term")
 
     def setup(self, task: Task) -> None:
         (ours,), (theirs,) = self.student_taps, self.teacher_taps

@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import number
+from kdstream.objectives.common.checks import need_weight
 from kdstream.objectives.common.connectors import JointTerm, logit_distance
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, Kernels, NotNegative, OneTap
 
 
 class IJCKD(JointTerm):
@@ -42,22 +42,17 @@ class IJCKD(JointTerm):
 
     def __init__(
         self,
-        alpha_ce: float = 1.0,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        connector: str = "1x1",
-        mid_channels: int | None = None,
-        taps: str | None = None,
-        teacher_taps: str = "map",
+        alpha_ce: NotNegative = 1.0,
+        alpha: NotNegative = 1.0,
+        beta: NotNegative = 0.0,
+        connector: Kernels = "1x1",
+        mid_channels: Count | None = None,
+        taps: OneTap | None = None,
+        teacher_taps: OneTap = "map",
     ):
-        weights = [
-            number("ijckd", name, value, at_least=0)
-            for name, value in (("alpha_ce", alpha_ce), ("alpha", alpha), ("beta", beta))
-        ]
-        if not any(weights):
-            raise UserError("ijckd: alpha_ce, alpha and beta are all 0, which leaves nothing to learn; set one > 0")
-        super().__init__("ijckd", connector, mid_channels, taps, teacher_taps, compares_maps=weights[2] > 0)
-        self.alpha_ce, self.alpha, self.beta = weights
+        need_weight("ijckd", alpha_ce=alpha_ce, alpha=alpha, beta=beta)
+        super().__init__("ijckd", connector, mid_channels, taps, teacher_taps, compares_maps=beta > 0)
+        self.alpha_ce, self.alpha, self.beta = alpha_ce, alpha, beta
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         loss = self.alpha_ce * F.cross_entropy(at_least_float32(student.logits), batch.label)

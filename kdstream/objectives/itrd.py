@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight, number, tap_pairs
+from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight
+from kdstream.objectives.common.features import tap_pair
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative, OneTap, real
 from kdstream.objectives.term import Task, Term
 
 _TINY = 1e-12
@@ -89,20 +93,18 @@ class ITRD(Term):
 
     def __init__(
         self,
-        alpha_it: float = 1.5,
-        beta_corr: float = 2.0,
-        beta_mi: float = 1.0,
-        taps: str = "penultimate",
-        teacher_taps: str | None = None,
+        alpha_it: Annotated[float, real(at_least=0.5)] = 1.5,
+        beta_corr: NotNegative = 2.0,
+        beta_mi: NotNegative = 1.0,
+        taps: OneTap = "penultimate",
+        teacher_taps: OneTap | None = None,
     ):
         super().__init__()
-        self.alpha_it = number("itrd", "alpha_it", alpha_it, at_least=0.5)
-        self.beta_corr = number("itrd", "beta_corr", beta_corr, at_least=0)
-        self.beta_mi = number("itrd", "beta_mi", beta_mi, at_least=0)
+        self.alpha_it = alpha_it
+        self.beta_corr = beta_corr
+        self.beta_mi = beta_mi
         need_weight("itrd", beta_corr=self.beta_corr, beta_mi=self.beta_mi)
-        self.student_taps, self.teacher_taps = tap_pairs("itrd", taps, teacher_taps)
-        if len(self.student_taps) > 1:
-            raise UserError(f"itrd: takes one tap of each network, got {', '.join(self.student_taps)}")
+        self.student_taps, self.teacher_taps = tap_pair(taps, teacher_taps)
 
     def setup(self, task: Task) -> None:
         ours = task.student_outputs.features[self.student_taps[0]][0].numel()

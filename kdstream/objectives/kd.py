@@ -6,26 +6,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive
 from kdstream.objectives.term import Task, Term
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
-    r"""Divergence of the student's softened output from the teacher's.
-
-    .. math:: \frac1N \sum_n \mathrm{KL}\big(\sigma(v_n/T) \,\|\, \sigma(z_n/T)\big)
-
-    Both sides stay logarithms, so that no probability underflows.
-
-    Args:
-        student: logits z, float [N,C].
-        teacher: logits v, float [N,C].
-        temperature: T > 0; a scalar tensor gets its gradient.
-
-    Returns:
-        A scalar >= 0 in nats, float32 for half-precision logits; without the factor T^2.
-    """
+    """Batch mean of KL(p^T || q^T) in nats: logits z [N,C], v [N,C] and T > 0 (a scalar tensor gets its gradient) -> a
+    scalar >= 0, at least float32. Both sides stay logarithms, so that no probability underflows."""
     log_q = F.log_softmax(at_least_float32(student) / temperature, dim=-1)
     log_p = F.log_softmax(at_least_float32(teacher) / temperature, dim=-1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -48,9 +37,9 @@ class KnowledgeDistillation(Term):
         UserError: temperature out of range; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, temperature: float = 4.0):
+    def __init__(self, temperature: Positive = 4.0):
         super().__init__()
-        self.temperature = number("kd", "temperature", temperature, above=0)
+        self.temperature = temperature
 
     def setup(self, task: Task) -> None:
         need_same_classes("kd", task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,9 +10,10 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_maps, need_teacher, number, tap_pairs, whole
+from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Count, Positive, Taps
 from kdstream.objectives.term import Task, Term
 
 
@@ -100,17 +100,17 @@ class SingularValueTransfer(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("block1", "block2", "block3"),
-        teacher_taps: Sequence[str] | None = None,
-        k: int = 1,
-        gamma: float = 8.0,
+        taps: Taps = ("block1", "block2", "block3"),
+        teacher_taps: Taps | None = None,
+        k: Count = 1,
+        gamma: Positive = 8.0,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("kdsvd", taps, teacher_taps)
         if len(self.student_taps) < 2:
             raise UserError(f"kdsvd: compares consecutive taps, got {self.student_taps[0]} alone; name more in taps")
-        self.k = whole("kdsvd", "k", k, at_least=1)
-        self.gamma = number("kdsvd", "gamma", gamma, above=0)
+        self.k = k
+        self.gamma = gamma
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("kdsvd", task)

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_classes, number
+from kdstream.objectives.common.checks import need_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Fraction
 from kdstream.objectives.term import Task, Term
 
 
@@ -37,11 +37,9 @@ class LabelSmoothing(Term):
 
     uses_teacher = False
 
-    def __init__(self, epsilon: float = 0.1):
+    def __init__(self, epsilon: Fraction = 0.1):
         super().__init__()
-        self.epsilon = number("label_smoothing", "epsilon", epsilon, at_least=0)
-        if self.epsilon > 1:
-            raise UserError(f"label_smoothing: epsilon must be between 0 and 1, got {epsilon!r}")
+        self.epsilon = epsilon
 
     def setup(self, task: Task) -> None:
         need_classes("label_smoothing", task, 2, "a label to learn")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
@@ -43,10 +44,8 @@ class LogitMatching(Term):
         UserError: another value of ``classes``; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, classes: str = "mean"):
+    def __init__(self, classes: Literal["mean", "sum"] = "mean"):
         super().__init__()
-        if classes not in ("mean", "sum"):
-            raise UserError(f"logit_mse: classes must be mean or sum, got {classes!r}")
         self.classes = classes
 
     def setup(self, task: Task) -> None:

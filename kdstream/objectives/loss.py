@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import number
+from kdstream.objectives.common.settings import NotNegative, checked
 from kdstream.objectives.presets import expanded
 from kdstream.objectives.term import Phase, Task, Term
 from kdstream.registry import Registry, nearest
@@ -231,7 +231,7 @@ def _weighted_term(name: Any, spec: Any) -> WeightedTerm:
     if spec is None:
         spec = {}
     settings = dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
-    weight = number(where, "weight", settings.pop("weight", 1), at_least=0)
+    weight = checked(where, "weight", settings.pop("weight", 1), NotNegative)
     if not (inspect.isclass(factory) and issubclass(factory, Term)):
         raise UserError(f"{where}: not a subclass of kdstream.objectives.Term, but {factory!r}")
     _check_settings(where, factory, settings)

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.nontarget import without_label
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative, Positive
 from kdstream.objectives.term import Task, Term
 
 
@@ -47,10 +48,10 @@ class NormalisedKD(Term):
         UserError: a setting out of range; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, gamma: float = 3.5, temperature: float = 3.0):
+    def __init__(self, gamma: NotNegative = 3.5, temperature: Positive = 3.0):
         super().__init__()
-        self.gamma = number("nkd", "gamma", gamma, at_least=0)
-        self.temperature = number("nkd", "temperature", temperature, above=0)
+        self.gamma = gamma
+        self.temperature = temperature
 
     def setup(self, task: Task) -> None:
         need_same_classes("nkd", task)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,6 +9,7 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, same_size
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Taps
 from kdstream.objectives.term import Task, Term
 
 
@@ -62,7 +61,7 @@ class NeuronSelectivity(Term):
             position.
     """
 
-    def __init__(self, taps: Sequence[str] = ("block1", "block2", "block3"), teacher_taps: Sequence[str] | None = None):
+    def __init__(self, taps: Taps = ("block1", "block2", "block3"), teacher_taps: Taps | None = None):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("nst", taps, teacher_taps)
 

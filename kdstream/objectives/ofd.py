@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_maps, need_teacher, number, sequence, tap_names, tap_pairs
+from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.common.regressor import module_name
+from kdstream.objectives.common.settings import Blocks, Probability, Taps, Weights, module_name
 from kdstream.objectives.term import Task, Term
 
 
@@ -140,28 +139,20 @@ class OverhaulOfFeatureDistillation(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("block1.pre", "block2.pre", "block3.pre"),
-        teacher_taps: Sequence[str] | None = None,
-        layer_weights: Sequence[float] | None = None,
-        cdf_threshold: float = 0.001,
-        teacher_norms: Sequence[str] | None = None,
+        taps: Blocks = ("block1.pre", "block2.pre", "block3.pre"),
+        teacher_taps: Taps | None = None,
+        layer_weights: Weights | None = None,
+        cdf_threshold: Probability = 0.001,
+        teacher_norms: Taps | None = None,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("ofd", taps, teacher_taps)
         count = len(self.student_taps)
-        if len({module_name(tap) for tap in self.student_taps}) < count:
-            raise UserError(f"ofd: taps holds one block twice: {', '.join(self.student_taps)}; keep one of the two")
-        weights = [2.0 ** (i + 1 - count) for i in range(count)] if layer_weights is None else layer_weights
-        weights = sequence("ofd", "layer_weights", weights)
-        self.layer_weights = tuple(number("ofd", "layer_weights", weight, at_least=0) for weight in weights)
+        self.layer_weights = [2.0 ** (i + 1 - count) for i in range(count)] if layer_weights is None else layer_weights
         if len(self.layer_weights) != count:
             raise UserError(f"ofd: layer_weights must be one a tap, got {len(self.layer_weights)} for {count} taps")
-        if not any(self.layer_weights):
-            raise UserError("ofd: layer_weights are all 0, which leaves nothing to learn; set one > 0")
-        self.cdf_threshold = number("ofd", "cdf_threshold", cdf_threshold, at_least=0)
-        if self.cdf_threshold >= 1:
-            raise UserError(f"ofd: cdf_threshold is a probability below 1, got {cdf_threshold!r}")
-        self.teacher_norms = None if teacher_norms is None else tap_names("ofd", "teacher_norms", teacher_norms)
+        self.cdf_threshold = cdf_threshold
+        self.teacher_norms = teacher_norms
         if self.teacher_norms is not None and len(self.teacher_norms) != count:
             raise UserError(f"ofd: teacher_norms must be one a tap, got {len(self.teacher_norms)} for {count} taps")
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_classes, number, whole
+from kdstream.objectives.common.checks import need_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative, Positive, whole
 from kdstream.objectives.term import Task, Term
 
 
@@ -72,22 +74,20 @@ class OnTheFlyNativeEnsemble(Term):
 
     def __init__(
         self,
-        branches: int = 3,
-        temperature: float = 3.0,
-        export: str = "branch",
-        ramp: float | None = None,
-        labels: float = 1.0,
-        eps: float = 1e-7,
+        branches: Annotated[int, whole(2)] = 3,
+        temperature: Positive = 3.0,
+        export: Literal["branch", "ensemble"] = "branch",
+        ramp: NotNegative | None = None,
+        labels: NotNegative = 1.0,
+        eps: NotNegative = 1e-7,
     ):
         super().__init__()
-        self.branches = whole("one", "branches", branches, at_least=2)
-        self.temperature = number("one", "temperature", temperature, above=0)
-        if export not in ("branch", "ensemble"):
-            raise UserError(f"one: export must be branch or ensemble, got {export!r}")
+        self.branches = branches
+        self.temperature = temperature
         self.export = export
-        self.ramp = None if ramp is None else number("one", "ramp", ramp, at_least=0)
-        self.labels = number("one", "labels", labels, at_least=0)
-        self.eps = number("one", "eps", eps, at_least=0)
+        self.ramp = ramp
+        self.labels = labels
+        self.eps = eps
         self.gain = 1.0
         self.exports = f"{'all' if export == 'ensemble' else 'the first of'} its {self.branches} branches"
 

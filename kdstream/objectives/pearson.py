@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_classes, need_same_classes, number
+from kdstream.objectives.common.checks import need_classes, need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive, Switch
 from kdstream.objectives.term import Task, Term
-
-
-def switch(owner: str, name: str, value: Any) -> bool:
-    """``value`` if it is true or false.
-
-    Raises:
-        UserError: anything else.
-    """
-    if not isinstance(value, bool):
-        raise UserError(f"{owner}: {name} must be true or false, got {value!r}")
-    return value
 
 
 def need_classes_to_correlate(owner: str, task: Task) -> None:
@@ -85,10 +72,10 @@ class Pearson(Term):
             over which a correlation has no gradient.
     """
 
-    def __init__(self, temperature: float = 4.0, zscore: bool = True):
+    def __init__(self, temperature: Positive = 4.0, zscore: Switch = True):
         super().__init__()
-        self.temperature = number("pearson", "temperature", temperature, above=0)
-        self.zscore = switch("pearson", "zscore", zscore)
+        self.temperature = temperature
+        self.zscore = zscore
 
     def setup(self, task: Task) -> None:
         need_classes_to_correlate("pearson", task)

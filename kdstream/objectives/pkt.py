@@ -6,8 +6,9 @@ from torch import Tensor, linalg
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_samples, need_teacher, number
+from kdstream.objectives.common.checks import need_samples, need_teacher
 from kdstream.objectives.common.features import product, tap_pair, vectors
+from kdstream.objectives.common.settings import Positive, Tap
 from kdstream.objectives.term import Task, Term
 
 
@@ -51,10 +52,10 @@ class ProbabilisticTransfer(Term):
         UserError: a setting out of range; no teacher; a single sample in a process; a feature of one number.
     """
 
-    def __init__(self, eps: float = 1e-7, tap: str = "penultimate", teacher_tap: str | None = None):
+    def __init__(self, eps: Positive = 1e-7, tap: Tap = "penultimate", teacher_tap: Tap | None = None):
         super().__init__()
-        self.eps = number("pkt", "eps", eps, above=0)
-        self.student_taps, self.teacher_taps = tap_pair("pkt", tap, teacher_tap)
+        self.eps = eps
+        self.student_taps, self.teacher_taps = tap_pair(tap, teacher_tap)
 
     def setup(self, task: Task) -> None:
         width = task.student_outputs.features[self.student_taps[0]][0].numel()

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive, Probability, checked
 from kdstream.objectives.term import Task, Term
 from kdstream.objectives.ttm import transformed_kl
 
@@ -29,7 +29,7 @@ def renyi_entropy(logits: Tensor, order: float) -> Tensor:
     Raises:
         UserError: order out of range.
     """
-    order = number("renyi", "order", order, above=0)
+    order = checked("renyi", "order", order, Positive)
     log_q = F.log_softmax(at_least_float32(logits), dim=-1)
     if order == 1:
         return -(log_q.exp() * log_q).sum(dim=-1)
@@ -68,7 +68,7 @@ def decompose(student: Tensor, teacher: Tensor, temperature: float) -> Decomposi
         temperature: T > 0.
     """
     student, teacher = student.double(), teacher.double()
-    temperature = number("renyi", "temperature", temperature, above=0)
+    temperature = checked("renyi", "temperature", temperature, Positive)
     kd = transformed_kl(student / temperature, teacher, 1 / temperature)
     renyi = renyi_entropy(student, 1 / temperature)
     shannon = renyi_entropy(teacher / temperature, 1)
@@ -84,10 +84,8 @@ def matching_weight(temperature: float, kd_weight: float) -> float:
     Raises:
         UserError: temperature <= 0, or a weight outside of 0 <= lambda < 1.
     """
-    kd_weight = number("renyi", "kd_weight", kd_weight, at_least=0)
-    if kd_weight >= 1:
-        raise UserError(f"renyi: kd_weight must be below 1, got {kd_weight:g}")
-    return kd_weight * number("renyi", "temperature", temperature, above=0) / (1 - kd_weight)
+    kd_weight = checked("renyi", "kd_weight", kd_weight, Probability)
+    return kd_weight * checked("renyi", "temperature", temperature, Positive) / (1 - kd_weight)
 
 
 class RenyiRegularisedKD(Term):
@@ -107,9 +105,9 @@ class RenyiRegularisedKD(Term):
         UserError: temperature out of range; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, temperature: float = 4.0):
+    def __init__(self, temperature: Positive = 4.0):
         super().__init__()
-        self.temperature = number("renyi", "temperature", temperature, above=0)
+        self.temperature = temperature
 
     def setup(self, task: Task) -> None:
         need_same_classes("renyi", task)

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_teacher, sequence, tap_names, tap_pairs, whole
+from kdstream.objectives.common.checks import need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.common.regressor import module_name
+from kdstream.objectives.common.settings import Blocks, Count, Counts, Taps, Whole, module_name
 from kdstream.objectives.term import Task, Term
 
 
@@ -116,27 +116,19 @@ class ReviewKD(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("block1", "block2", "block3", "penultimate"),
-        teacher_taps: Sequence[str] | None = None,
-        mid_channels: int | None = None,
-        hcl_levels: Sequence[int] = (4, 2, 1),
-        warmup_epochs: int = 20,
+        taps: Blocks = ("block1", "block2", "block3", "penultimate"),
+        teacher_taps: Taps | None = None,
+        mid_channels: Count | None = None,
+        hcl_levels: Counts = (4, 2, 1),
+        warmup_epochs: Whole = 20,
     ):
         super().__init__()
-        names = tap_names("reviewkd", "taps", taps)
-        if len({module_name(name) for name in names}) < len(names):
-            raise UserError(f"reviewkd: taps holds one block twice: {', '.join(names)}; keep one of the two")
         if teacher_taps is None:
-            teacher_taps = [f"{name.removesuffix('.pre')}.pre" if name.startswith("block") else name for name in names]
-        self.student_taps, self.teacher_taps = tap_pairs("reviewkd", names, teacher_taps)
-        self.mid_channels = (
-            None if mid_channels is None else whole("reviewkd", "mid_channels", mid_channels, at_least=1)
-        )
-        self.hcl_levels = tuple(
-            whole("reviewkd", "hcl_levels", level, at_least=1)
-            for level in sequence("reviewkd", "hcl_levels", hcl_levels)
-        )
-        self.warmup_epochs = whole("reviewkd", "warmup_epochs", warmup_epochs, at_least=0)
+            teacher_taps = [f"{name.removesuffix('.pre')}.pre" if name.startswith("block") else name for name in taps]
+        self.student_taps, self.teacher_taps = tap_pairs("reviewkd", taps, teacher_taps)
+        self.mid_channels = mid_channels
+        self.hcl_levels = hcl_levels
+        self.warmup_epochs = warmup_epochs
         self.ramp = 1.0
 
     def setup(self, task: Task) -> None:

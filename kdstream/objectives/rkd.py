@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight, number
+from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight
 from kdstream.objectives.common.features import product, tap_pair, vectors
+from kdstream.objectives.common.settings import NotNegative, Positive, Tap
 from kdstream.objectives.term import Task, Term
 
 MOST_ANGLES = 2**22
@@ -92,18 +93,18 @@ class RelationalKD(Term):
 
     def __init__(
         self,
-        w_d: float = 25.0,
-        w_a: float = 50.0,
-        tap: str = "block3",
-        teacher_tap: str | None = None,
-        eps: float = 1e-12,
+        w_d: NotNegative = 25.0,
+        w_a: NotNegative = 50.0,
+        tap: Tap = "block3",
+        teacher_tap: Tap | None = None,
+        eps: Positive = 1e-12,
     ):
         super().__init__()
-        self.w_d = number("rkd", "w_d", w_d, at_least=0)
-        self.w_a = number("rkd", "w_a", w_a, at_least=0)
+        self.w_d = w_d
+        self.w_a = w_a
         need_weight("rkd", w_d=self.w_d, w_a=self.w_a)
-        self.student_taps, self.teacher_taps = tap_pair("rkd", tap, teacher_tap)
-        self.eps = number("rkd", "eps", eps, above=0)
+        self.student_taps, self.teacher_taps = tap_pair(tap, teacher_tap)
+        self.eps = eps
 
     def setup(self, task: Task) -> None:
         need_teacher("rkd", task)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.connectors import JointTerm
+from kdstream.objectives.common.settings import Count, Kernels, OneTap
 
 
 class SimKD(JointTerm):
@@ -34,10 +35,10 @@ class SimKD(JointTerm):
 
     def __init__(
         self,
-        connector: str = "1x1-3x3-1x1",
-        mid_channels: int | None = None,
-        taps: str | None = None,
-        teacher_taps: str = "map",
+        connector: Kernels = "1x1-3x3-1x1",
+        mid_channels: Count | None = None,
+        taps: OneTap | None = None,
+        teacher_taps: OneTap = "map",
     ):
         super().__init__("simkd", connector, mid_channels, taps, teacher_taps, compares_maps=True)
 

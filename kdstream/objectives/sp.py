@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_samples, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, vectors
+from kdstream.objectives.common.settings import Taps
 from kdstream.objectives.term import Task, Term
 
 
@@ -40,7 +39,7 @@ class SimilarityPreserving(Term):
         UserError: a setting out of range; no teacher; a single sample in a process.
     """
 
-    def __init__(self, taps: Sequence[str] = ("block3",), teacher_taps: Sequence[str] | None = None):
+    def __init__(self, taps: Taps = ("block3",), teacher_taps: Taps | None = None):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("sp", taps, teacher_taps)
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import number
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive, Switch
 from kdstream.objectives.common.soft_rank import soft_rank
-from kdstream.objectives.pearson import need_classes_to_correlate, probabilities, switch
+from kdstream.objectives.pearson import need_classes_to_correlate, probabilities
 from kdstream.objectives.term import Task, Term
 
 
@@ -71,18 +70,16 @@ class Spearman(Term):
 
     def __init__(
         self,
-        temperature: float = 4.0,
-        strength: float = 1.0,
+        temperature: Positive = 4.0,
+        strength: Positive = 1.0,
         ranks: Literal["soft", "exact"] = "soft",
-        zscore: bool = True,
+        zscore: Switch = True,
     ):
         super().__init__()
-        self.temperature = number("spearman", "temperature", temperature, above=0)
-        self.strength = number("spearman", "strength", strength, above=0)
-        if ranks not in ("soft", "exact"):
-            raise UserError(f"spearman: ranks must be soft or exact, got {ranks!r}")
+        self.temperature = temperature
+        self.strength = strength
         self.ranks = ranks
-        self.zscore = switch("spearman", "zscore", zscore)
+        self.zscore = zscore
 
     def setup(self, task: Task) -> None:
         need_classes_to_correlate("spearman", task)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes, need_weight
 from kdstream.objectives.common.connectors import HEAD, ReusedClassifier, logit_distance, map_distance
+from kdstream.objectives.common.settings import Count, Kernels, NotNegative, OneTap
 from kdstream.objectives.term import Task
 
 _TAP = "srrl.map"
@@ -44,16 +44,14 @@ class SRRL(ReusedClassifier):
 
     def __init__(
         self,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        connector: str = "1x1",
-        mid_channels: int | None = None,
-        taps: str | None = None,
-        teacher_taps: str = "map",
+        alpha: NotNegative = 1.0,
+        beta: NotNegative = 1.0,
+        connector: Kernels = "1x1",
+        mid_channels: Count | None = None,
+        taps: OneTap | None = None,
+        teacher_taps: OneTap = "map",
     ):
-        alpha, beta = number("srrl", "alpha", alpha, at_least=0), number("srrl", "beta", beta, at_least=0)
-        if not (alpha or beta):
-            raise UserError("srrl: alpha and beta are both 0, which leaves nothing to learn; set one > 0")
+        need_weight("srrl", alpha=alpha, beta=beta)
         super().__init__("srrl", connector, mid_channels, taps, teacher_taps, compares_maps=beta > 0)
         self.alpha, self.beta = alpha, beta
         self.student_taps = (self.tap or _TAP,)

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.attack import ask_student, pixel_range
-from kdstream.objectives.common.checks import need_same_classes, number, whole
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.processes import count_processes, process_rank
+from kdstream.objectives.common.settings import Count, Positive, checked
 from kdstream.objectives.term import Task, Term
 from kdstream.rng import keys, uniform
 
@@ -107,20 +108,20 @@ class AdversarialLocalDistribution(Term):
 
     def __init__(
         self,
-        particles: int = 4,
-        images: int = 10,
-        sigma: float | None = None,
-        xi: float = 10.0,
-        eps: float = 0.0005,
-        clip: float | None = 2.5,
+        particles: Count = 4,
+        images: Count = 10,
+        sigma: Positive | None = None,
+        xi: Positive = 10.0,
+        eps: Positive = 0.0005,
+        clip: Positive | None = 2.5,
     ):
         super().__init__()
-        self.particles = whole("tald", "particles", particles, at_least=1)
-        self.images = whole("tald", "images", images, at_least=1)
-        self.sigma = number("tald", "sigma", 10.0 ** (1 - self.particles) if sigma is None else sigma, above=0)
-        self.xi = number("tald", "xi", xi, above=0)
-        self.eps = number("tald", "eps", eps, above=0)
-        self.clip = None if clip is None else number("tald", "clip", clip, above=0)
+        self.particles = particles
+        self.images = images
+        self.sigma = checked("tald", "sigma", 10.0 ** (1 - particles), Positive) if sigma is None else sigma
+        self.xi = xi
+        self.eps = eps
+        self.clip = clip
 
     def setup(self, task: Task) -> None:
         need_same_classes("tald", task)

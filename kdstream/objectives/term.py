@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.settings import declared
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class Phase:
 class Term(nn.Module):
     """One term of a loss. A recipe's loss is a weighted sum of terms; the outer weight is not the term's business.
 
-    A subclass takes its hyper-parameters as keyword arguments, names the taps that it reads, creates in
-    :meth:`setup` what it trains beside the student, and maps (student, teacher, batch) to a scalar in
+    A subclass takes its hyper-parameters as keyword arguments, whose annotations may say what is allowed
+    (:mod:`kdstream.objectives.common.settings`: ``temperature: Positive = 4.0``), names the taps that it reads, creates
+    in :meth:`setup` what it trains beside the student, and maps (student, teacher, batch) to a scalar in
     :meth:`forward`. Everything else below is optional.
     """
 
@@ -102,6 +104,12 @@ class Term(nn.Module):
     """Buffers that the term itself keeps equal on all processes (memory banks, tables of the data set), by name or by
     the name of the submodule that holds them. They are not sent to the other processes at every step, as buffers else
     are."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = declared(cls, cls.__init__)  # type: ignore[method-assign]  # the same, behind the check
 
     def setup(self, task: Task) -> None:
         """Create connectors, embeddings, banks. Called once, before training, on the CPU."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,10 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_maps, need_teacher, number, tap_pairs
+from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import same_size
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.common.regressor import module_name
+from kdstream.objectives.common.settings import Blocks, Positive, Taps, module_name
 from kdstream.objectives.term import Task, Term
 
 
@@ -69,17 +68,17 @@ class VariationalInformation(Term):
 
     def __init__(
         self,
-        taps: Sequence[str] = ("block1", "block2", "block3"),
-        teacher_taps: Sequence[str] | None = None,
-        init_pred_var: float = 5.0,
-        eps: float = 1e-5,
+        taps: Blocks = ("block1", "block2", "block3"),
+        teacher_taps: Taps | None = None,
+        init_pred_var: Positive = 5.0,
+        eps: Positive = 1e-5,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("vid", taps, teacher_taps)
-        if len({module_name(tap) for tap in self.student_taps}) < len(self.student_taps):
-            raise UserError(f"vid: taps holds one block twice: {', '.join(self.student_taps)}; keep one of the two")
-        self.eps = number("vid", "eps", eps, above=0)
-        self.init_pred_var = number("vid", "init_pred_var", init_pred_var, above=self.eps)
+        self.eps = eps
+        if init_pred_var <= eps:
+            raise UserError(f"vid: init_pred_var must be a finite number > {eps:g}, got {init_pred_var:g}")
+        self.init_pred_var = init_pred_var
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("vid", task)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import need_teacher, number, tap_pairs
+from kdstream.objectives.common.checks import need_teacher, need_weight, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import NotNegative, PositiveFraction, Taps
 from kdstream.objectives.term import Task, Term
 
 _SALT = 0x76_69_74_6B_64  # "vitkd": keeps the masks independent of other draws from the same key
@@ -76,20 +77,17 @@ class ViTKD(Term):
 
     def __init__(
         self,
-        alpha: float = 3e-5,
-        beta: float = 3e-6,
-        mask_ratio: float = 0.5,
-        taps: Sequence[str] = ("tokens.1", "tokens.2", "tokens.last"),
-        teacher_taps: Sequence[str] | None = None,
+        alpha: NotNegative = 3e-5,
+        beta: NotNegative = 3e-6,
+        mask_ratio: PositiveFraction = 0.5,
+        taps: Taps = ("tokens.1", "tokens.2", "tokens.last"),
+        teacher_taps: Taps | None = None,
     ):
         super().__init__()
-        self.alpha = number("vitkd", "alpha", alpha, at_least=0)
-        self.beta = number("vitkd", "beta", beta, at_least=0)
-        if not self.alpha and not self.beta:
-            raise UserError("vitkd: alpha and beta are both 0, which leaves nothing to learn; set one > 0")
-        self.mask_ratio = number("vitkd", "mask_ratio", mask_ratio, above=0)
-        if self.mask_ratio > 1:
-            raise UserError(f"vitkd: mask_ratio is a share of tokens, at most 1, got {mask_ratio!r}")
+        self.alpha = alpha
+        self.beta = beta
+        need_weight("vitkd", alpha=alpha, beta=beta)
+        self.mask_ratio = mask_ratio
         self.student_taps, self.teacher_taps = tap_pairs("vitkd", taps, teacher_taps)
         if len(self.student_taps) < 2:
             raise UserError(

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive
 from kdstream.objectives.term import Task, Term
 
 
@@ -40,10 +41,10 @@ class WeightedSoftLabels(Term):
         UserError: a setting out of range; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, temperature: float = 4.0, eps: float = 1e-7):
+    def __init__(self, temperature: Positive = 4.0, eps: Positive = 1e-7):
         super().__init__()
-        self.temperature = number("wsld", "temperature", temperature, above=0)
-        self.eps = number("wsld", "eps", eps, above=0)
+        self.temperature = temperature
+        self.eps = eps
 
     def setup(self, task: Task) -> None:
         need_same_classes("wsld", task)

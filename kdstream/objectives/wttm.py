@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_same_classes, number
+from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
+from kdstream.objectives.common.settings import Positive
 from kdstream.objectives.term import Task, Term
 from kdstream.objectives.ttm import transformed_kl
 
@@ -47,9 +48,9 @@ class WeightedTransformedTeacherMatching(Term):
         UserError: gamma out of range; no teacher, or one of another number of classes.
     """
 
-    def __init__(self, gamma: float = 0.1):
+    def __init__(self, gamma: Positive = 0.1):
         super().__init__()
-        self.gamma = number("wttm", "gamma", gamma, above=0)
+        self.gamma = gamma
 
     def setup(self, task: Task) -> None:
         need_same_classes("wttm", task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from golden_case import Adapter
 
-from kdstream.objectives.common.regressor import module_name
+from kdstream.objectives.common.settings import module_name
 from kdstream.objectives.nst import selectivity_distance
 
 

@@ -8,7 +8,7 @@ from golden_case import Adapter
 from torch import nn
 
 from kdstream.batch import Outputs
-from kdstream.objectives.common.regressor import module_name
+from kdstream.objectives.common.settings import module_name
 
 
 class _BatchNorms(nn.Module):

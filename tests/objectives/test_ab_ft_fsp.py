@@ -279,7 +279,7 @@ def test_ft_pools_the_larger_factor_and_survives_half_precision(form, ours, thei
         ({"k": 0}, "ft: k must be a finite number > 0, got 0"),
         ({"p1": 0}, "ft: p1 must be a whole number >= 1, got 0"),
         ({"p2": 0.5}, "ft: p2 must be a whole number >= 1, got 0.5"),
-        ({"form": "x"}, "ft: form must be one of repdistiller, paper, got 'x'"),
+        ({"form": "x"}, "ft: form must be repdistiller or paper, got 'x'"),
         ({"leaky_slope": -1}, "ft: leaky_slope must be a finite number >= 0, got -1"),
         ({"tap": ""}, "ft: tap must be the name of one tap such as block3, got ''"),
     ],
@@ -343,7 +343,7 @@ def test_fsp_says_why_unequal_channels_have_no_result():
         ({"weights": [1, 3]}, "fsp: weights must be one a pair of consecutive taps, got 2 for 3 pairs"),
         ({"weights": [0, 0, 0]}, "fsp: weights are all 0"),
         ({"weights": [1, -3, 1]}, "fsp: weights must be a finite number >= 0, got -3"),
-        ({"form": "x"}, "fsp: form must be one of repdistiller, paper, got 'x'"),
+        ({"form": "x"}, "fsp: form must be repdistiller or paper, got 'x'"),
     ],
 )
 def test_fsp_refuses(settings_, message):

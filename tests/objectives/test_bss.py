@@ -252,7 +252,7 @@ def test_one_sample_alone_also_where_batch_statistics_need_two():
         ({"rate": -1}, r"bss: rate must be a finite number > 0"),
         ({"clip": 0}, r"bss: clip must be a finite number > 0"),
         ({"max_eps": 0}, r"bss: max_eps must be a finite number > 0"),
-        ({"until": 1.5}, r"bss: until must be a share of the training, in \(0, 1\], got 1.5"),
+        ({"until": 1.5}, r"bss: until must be a finite number > 0 and at most 1, got 1.5"),
     ],
 )
 def test_bad_settings(given_, message):

@@ -336,10 +336,10 @@ def test_banks_and_tables_are_not_sent_at_every_step():
         ({"feat_dim": 0}, "crd: feat_dim must be a whole number >= 2, got 0"),
         ({"nce_k": 2.5}, "crd: nce_k must be a whole number >= 1, got 2.5"),
         ({"nce_t": 0.01}, "crd: nce_t must be a finite number >= 0.02, got 0.01"),
-        ({"nce_m": 1.5}, "crd: nce_m is a share of the old row, in 0..1, got 1.5"),
+        ({"nce_m": 1.5}, "crd: nce_m must be a finite number >= 0 and at most 1, got 1.5"),
         ({"eps": 0}, "crd: eps must be a finite number > 0, got 0"),
         ({"mode": "relaxed"}, "crd: mode must be exact or relax, got 'relaxed'"),
-        ({"taps": ["block1", "block2"]}, "crd: takes one tap of each network, got block1, block2"),
+        ({"taps": ["block1", "block2"]}, "crd: taps must be one tap, got block1, block2"),
     ],
 )
 def test_mistakes_in_settings(settings, message):

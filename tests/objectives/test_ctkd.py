@@ -94,7 +94,7 @@ def test_half_precision_stays_finite():
         ("t_start", 0, "ctkd: t_start must be a finite number > 0, got 0"),
         ("t_range", -1, "ctkd: t_range must be a finite number > 0, got -1"),
         ("lambda_min", -1, "ctkd: lambda_min must be a finite number >= 0, got -1"),
-        ("lambda_min", 2, "ctkd: lambda_max 1.0 is below lambda_min 2; the schedule rises"),
+        ("lambda_min", 2, "ctkd: lambda_max 1 is below lambda_min 2; the schedule rises"),
         ("ramp", 0, "ctkd: ramp must be a whole number >= 1, got 0"),
     ],
 )

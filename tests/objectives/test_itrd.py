@@ -182,7 +182,7 @@ def test_defaults_are_the_papers():
             {"beta_corr": 0, "beta_mi": 0},
             "itrd: beta_corr and beta_mi are both 0, which leaves nothing to learn; set one > 0",
         ),
-        ({"taps": ["a", "b"]}, "itrd: takes one tap of each network, got a, b"),
+        ({"taps": ["a", "b"]}, "itrd: taps must be one tap, got a, b"),
     ],
 )
 def test_mistakes_in_settings(settings, message):

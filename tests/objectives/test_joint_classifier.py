@@ -463,7 +463,7 @@ def test_a_teacher_of_other_classes_and_a_joint_student():
             "srrl: alpha and beta are both 0, which leaves nothing to learn; set one > 0",
         ),
         ({"srrl": {"alpha": -1}}, "srrl: alpha must be a finite number >= 0, got -1"),
-        ({"simkd": {"taps": ["block2", "block3"]}}, "simkd: taps and teacher_taps must pair up, got 2 and 1 names"),
+        ({"simkd": {"taps": ["block2", "block3"]}}, "simkd: taps must be one tap, got block2, block3"),
     ],
 )
 def test_mistakes_in_settings(loss, message):

@@ -207,8 +207,14 @@ def test_a_teacher_of_the_same_classes_is_needed(name):
         ({"nkd": {"temperature": None}}, "nkd: temperature must be a finite number > 0, got None"),
         ({"wsld": {"temperature": 0}}, "wsld: temperature must be a finite number > 0, got 0"),
         ({"wsld": {"eps": 0}}, "wsld: eps must be a finite number > 0, got 0"),
-        ({"label_smoothing": {"epsilon": 1.1}}, "label_smoothing: epsilon must be between 0 and 1, got 1.1"),
-        ({"label_smoothing": {"epsilon": -0.1}}, "label_smoothing: epsilon must be a finite number >= 0, got -0.1"),
+        (
+            {"label_smoothing": {"epsilon": 1.1}},
+            "label_smoothing: epsilon must be a finite number >= 0 and at most 1, got 1.1",
+        ),
+        (
+            {"label_smoothing": {"epsilon": -0.1}},
+            "label_smoothing: epsilon must be a finite number >= 0 and at most 1, got -0.1",
+        ),
         ({"confidence_penalty": {"eta": -1}}, "confidence_penalty: eta must be a finite number >= 0, got -1"),
     ],
 )

@@ -242,8 +242,8 @@ def test_no_norm_before_a_tap_is_said():
         ({"layer_weights": [1, 2]}, "ofd: layer_weights must be one a tap, got 2 for 3 taps"),
         ({"layer_weights": [0, 0, 0]}, "ofd: layer_weights are all 0"),
         ({"layer_weights": [1, -1, 1]}, "ofd: layer_weights must be a finite number >= 0, got -1"),
-        ({"cdf_threshold": 1}, "ofd: cdf_threshold is a probability below 1, got 1"),
-        ({"cdf_threshold": math.nan}, "ofd: cdf_threshold must be a finite number >= 0, got nan"),
+        ({"cdf_threshold": 1}, "ofd: cdf_threshold must be a finite number >= 0 and below 1, got 1"),
+        ({"cdf_threshold": math.nan}, "ofd: cdf_threshold must be a finite number >= 0 and below 1, got nan"),
         ({"teacher_norms": ["bn1"]}, "ofd: teacher_norms must be one a tap, got 1 for 3 taps"),
     ],
 )

@@ -1,10 +1,8 @@
-"""Checks that the objectives share, of settings and of what the networks give; each failure is one clear line."""
+"""Checks that the objectives share, of settings together and of what the networks give; a failure is one clear line."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -12,90 +10,17 @@ from torch import Tensor
 from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.term import Task
-from kdstream.safe_yaml import LARGEST
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return repr(value)
-        return f"the text {value!r} (remove the quotes; YAML reads 1e-3 as text, write 0.001)"
-    return repr(value) if not isinstance(value, int) or abs(value) < LARGEST else "a number of more than 64 bits"
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite real number, no bool, and within 64 bits where it is whole."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    return abs(value) < LARGEST if isinstance(value, Integral) else math.isfinite(value)
-
-
-def number(owner: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None) -> float:
-    """``value`` as a finite float within its range.
-
-    Args:
-        owner: whose setting it is, for the message ("kd", "loss.kd").
-        name: the setting.
-        value: any real number; bool and text are refused.
-        above: exclusive lower bound.
-        at_least: inclusive lower bound.
-
-    Raises:
-        UserError: no finite number, or out of range.
-    """
-    bound = f" > {above:g}" if above is not None else f" >= {at_least:g}" if at_least is not None else ""
-    if not _is_number(value) or (above is not None and value <= above) or (at_least is not None and value < at_least):
-        raise UserError(f"{owner}: {name} must be a finite number{bound}, got {_shown(value)}")
-    return float(value)
-
-
-def whole(owner: str, name: str, value: Any, *, at_least: int) -> int:
-    """``value`` as an int >= ``at_least``; a float without fraction (2.0) counts as whole.
-
-    Raises:
-        UserError: no whole number, or too small.
-    """
-    is_whole = _is_number(value) and (isinstance(value, Integral) or float(value).is_integer())
-    if not is_whole or not at_least <= value < LARGEST:
-        raise UserError(f"{owner}: {name} must be a whole number >= {at_least}, got {_shown(value)}")
-    return int(value)
-
-
-def sequence(owner: str, name: str, value: Any) -> tuple[Any, ...]:
-    """``value`` as a tuple; only real lists and tuples count, not text.
-
-    Raises:
-        UserError: anything else.
-    """
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise UserError(f"{owner}: {name} must be a list, got {_shown(value)}")
-    return tuple(value)
-
-
-def tap_names(owner: str, name: str, value: Any) -> tuple[str, ...]:
-    """Tap names from a list, or from one name alone.
-
-    Raises:
-        UserError: empty, no text, or a name twice.
-    """
-    taps = (value,) if isinstance(value, str) else sequence(owner, name, value)
-    if not taps or not all(isinstance(tap, str) and tap for tap in taps):
-        raise UserError(f"{owner}: {name} must be a list of tap names such as [block1, block2], got {_shown(value)}")
-    if len(set(taps)) < len(taps):
-        raise UserError(f"{owner}: {name} names a tap twice: {', '.join(taps)}")
-    return taps
-
-
-def tap_pairs(owner: str, taps: Any, teacher_taps: Any | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def tap_pairs(
+    owner: str, taps: Sequence[str], teacher_taps: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The student's and the teacher's taps, paired by position; the teacher's default to the student's.
 
     Raises:
-        UserError: see :func:`tap_names`; or the two lists differ in length.
+        UserError: the two lists differ in length.
     """
-    student = tap_names(owner, "taps", taps)
-    teacher = student if teacher_taps is None else tap_names(owner, "teacher_taps", teacher_taps)
+    student, teacher = tuple(taps), tuple(taps if teacher_taps is None else teacher_taps)
     if len(student) != len(teacher):
         raise UserError(f"{owner}: taps and teacher_taps must pair up, got {len(student)} and {len(teacher)} names")
     return student, teacher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,25 +14,12 @@ from torch.nn import functional as F
 
 from kdstream.batch import Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import is_composed, need_teacher, tap_pairs, whole
+from kdstream.objectives.common.checks import is_composed, need_teacher
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.term import Task, Term
 
 JOINT = "kdstream.models.joint:JointNetwork"
 HEAD = "kdstream.models.joint:ReusedHead"
-
-
-def kernel_sizes(owner: str, connector: Any) -> list[int]:
-    """The kernels of a connector: "1x1-3x3-1x1" -> [1, 3, 1].
-
-    Raises:
-        UserError: no such chain, or an even kernel.
-    """
-    parts = connector.split("-") if isinstance(connector, str) else [""]
-    sizes = [int(part.split("x")[0]) for part in parts if re.fullmatch(r"(\d*[13579])x\1", part)]
-    if len(sizes) < len(parts):
-        raise UserError(f"{owner}: connector must be 1x1, 1x1-1x1, 1x1-3x3-1x1 or another odd chain, got {connector!r}")
-    return sizes
 
 
 def map_distance(connected: Tensor, teacher: Tensor) -> Tensor:
@@ -129,7 +115,7 @@ def _close(value: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 class ReusedClassifier(Term):
-    """Settings and checks of the terms that use the teacher's classifier.
+    """What the terms that use the teacher's classifier share; their settings come checked.
 
     Args:
         owner: the term, for messages.
@@ -140,9 +126,6 @@ class ReusedClassifier(Term):
         teacher_taps: the teacher's map.
         compares_maps: whether the term compares the two maps. The teacher's must be the one that its classifier
             reads, averaged, then.
-
-    Raises:
-        UserError: a setting out of range.
     """
 
     def __init__(
@@ -156,12 +139,8 @@ class ReusedClassifier(Term):
     ):
         super().__init__()
         self.owner, self.compares_maps = owner, compares_maps
-        self.kernels = kernel_sizes(owner, connector)
-        self.mid_channels = None if mid_channels is None else whole(owner, "mid_channels", mid_channels, at_least=1)
-        ours, self.teacher_taps = tap_pairs(owner, teacher_taps if taps is None else taps, teacher_taps)
-        if len(ours) > 1:
-            raise UserError(f"{owner}: takes one tap of each network, got {', '.join(ours)}")
-        self.tap = None if taps is None else ours[0]
+        self.kernels = [int(kernel.split("x")[0]) for kernel in connector.split("-")]
+        self.mid_channels, self.tap, self.teacher_taps = mid_channels, taps, (teacher_taps,)
         self.advice = ""
 
     def find_maps(self, student: nn.Module, teacher: nn.Module | None, image: Tensor) -> tuple[FeatureMap, FeatureMap]:

@@ -8,21 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdstream.errors import UserError
 from kdstream.objectives.common.precision import at_least_float32
 
 
-def tap_pair(owner: str, tap: Any, teacher_tap: Any | None) -> tuple[tuple[str], tuple[str]]:
-    """The taps of a term that reads one of each network; the teacher's default to the student's.
-
-    Raises:
-        UserError: no name.
-    """
-    pair = (tap, tap if teacher_tap is None else teacher_tap)
-    for name, value in zip(("tap", "teacher_tap"), pair, strict=True):
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{owner}: {name} must be the name of one tap such as block3, got {value!r}")
-    return (pair[0],), (pair[1],)
+def tap_pair(tap: str, teacher_tap: str | None) -> tuple[tuple[str], tuple[str]]:
+    """The taps of a term that reads one of each network; the teacher's default to the student's."""
+    return (tap,), (tap if teacher_tap is None else teacher_tap,)
 
 
 def vectors(features: Tensor) -> Tensor:

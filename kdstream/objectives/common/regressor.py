@@ -8,11 +8,6 @@ from torch.nn import functional as F
 from kdstream.errors import UserError
 
 
-def module_name(tap: str) -> str:
-    """The name under which a tap's connector is kept: ``block2`` for ``block2`` and ``block2.pre``, no other dots."""
-    return tap.removesuffix(".pre").replace(".", "_")
-
-
 def bridge(student: Tensor, teacher: Tensor) -> nn.Module | None:
     """The convolution (with bias) from the student's map to the teacher's channels, height and width.
 
