@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.atomic import write_atomic, writing
-from kdstream.display.progress import best_index, format_column, format_number, format_seconds
+from kdstream.display.numbers import best_index, format_column, format_number, format_seconds
 from kdstream.terminal import visible
 
 
