@@ -9,10 +9,8 @@ import operator
 import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import UnidentifiedImageError
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
 
 from kdstream.atomic import write_atomic
+from kdstream.bars import progress_bars, reading_progress
 from kdstream.data.checksums import (
     Checksum,
     Checksums,
@@ -49,9 +46,8 @@ from kdstream.data.image_file import open_image, upright_size
 from kdstream.data.image_stats import ImageStats
 from kdstream.data.index import IMAGE_EXTENSIONS, Index, Scanned, ScannedShard, build_index, scan_shard
 from kdstream.data.sealed_json import SEAL, seal_fits, sealed
-from kdstream.data.tar_members import shown
 from kdstream.errors import UserError
-from kdstream.terminal import visible
+from kdstream.terminal import quoted
 
 if TYPE_CHECKING:
     from kdstream.batch import Sample
@@ -395,7 +391,7 @@ def _checksums(memory: Checksums, names: Sequence[str]) -> list[Checksum]:
         with memory.alone():
             missing = [name for name in names if memory.known(name) is None]
             total = sum(state_of(memory.folder / name).size for name in missing)
-            with _reading_progress(total, f"checking {memory.folder.name}") as advance:
+            with reading_progress(total, f"checking {memory.folder.name}") as advance:
                 for _ in in_threads(lambda name, stop: memory.read(name, advance, stop), missing):
                     memory.save_now_and_then()
     return [memory.known(name) or memory.read(name) for name in names]
@@ -421,7 +417,7 @@ def _own_index(folder: Path, part: SplitInfo) -> Index:
             if index.tag != part.fingerprint:
                 raise UserError(_stale(path))
             return index
-    with _reading_progress(sum(shard.bytes for shard in part.shards), f"indexing {folder.name}") as advance:
+    with reading_progress(sum(shard.bytes for shard in part.shards), f"indexing {folder.name}") as advance:
         paths = [folder / shard.name for shard in part.shards]
         index = build_index(paths, part.fingerprint, lambda shard: advance(shard.bytes))
     _store(part.index, index.save, (folder, cached(folder, part.index).parent))
@@ -576,7 +572,7 @@ def _scan_foreign(folder: Path, tars: Sequence[Path], memory: Checksums) -> _For
     checksums, stats = list[Checksum](), ImageStats()
     told, examples = Counter[str](), dict[str, str]()
     per_shard = -(-MEASURED_IMAGES // len(tars))
-    with _reading_progress(sum(state_of(path).size for path in tars), f"indexing {folder.name}") as advance:
+    with reading_progress(sum(state_of(path).size for path in tars), f"indexing {folder.name}") as advance:
 
         def scan(path: Path, stop: threading.Event) -> tuple[Checksum, ScannedShard, ImageStats]:
             made = memory.known(path.name)
@@ -602,7 +598,7 @@ def _scan_foreign(folder: Path, tars: Sequence[Path], memory: Checksums) -> _For
 
         index = build_index(tars, "", scans=scans())
     index.tag = _tag(index.shard_names, checksums)
-    notes = [f"{kind}: {count:,}, such as {shown(examples[kind])}" for kind, count in told.items()]
+    notes = [f"{kind}: {count:,}, such as {quoted(examples[kind])}" for kind, count in told.items()]
     return _Foreign(index, stats, notes, checksums)
 
 
@@ -683,36 +679,6 @@ def _store(file: str, save: Callable[[Path], None], folders: Sequence[Path]) -> 
     raise UserError(f"cannot store the index {file}: {'; '.join(reasons)}")
 
 
-@contextmanager
-def _reading_progress(total: int, what: str, console: Console | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar (on stderr) over ``total`` bytes that shows only when the work takes more than a second."""
-    bar = Progress(
-        *Progress.get_default_columns()[:2],
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(escape(visible(what)), total=total)
-    begin, lock = time.monotonic(), threading.Lock()
-    started = False
-
-    def advance(size: int) -> None:
-        nonlocal started
-        bar.advance(task, size)
-        if not started and time.monotonic() - begin > 1:
-            with lock:
-                if not started:
-                    bar.start()
-                    started = True
-
-    try:
-        yield advance
-    finally:
-        if started:
-            bar.stop()
-
-
 # ---- checking
 
 
@@ -771,7 +737,7 @@ def verify(path: str | os.PathLike[str], decode: bool = False, console: Console 
         decode = True
     work = [(memories[split], one) for split, (_, paths) in tars.items() for one in paths]
     total = sum(state_of(one).size for _, one in work)
-    with _reading_progress(total, f"verifying {folder.name}", console or Console(quiet=True)) as advance:
+    with reading_progress(total, f"verifying {folder.name}", console or Console(quiet=True)) as advance:
 
         def differs(task: tuple[Checksums, Path], stop: threading.Event) -> bool:
             memory, one = task
@@ -812,10 +778,7 @@ def _decode_all(shards: ShardSet, console: Console) -> int:
     Raises:
         UserError: some cannot be; names the first.
     """
-    from rich.progress import MofNCompleteColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task(f"decoding {shards.split}", total=len(shards))
 
         def problem_of(number: int, stop: threading.Event) -> str | None:
