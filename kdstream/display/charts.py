@@ -142,7 +142,7 @@ class Plotter:
         from matplotlib.figure import Figure
 
         self._count += 1
-        style = {
+        style: dict[Any, Any] = {
             "svg.fonttype": "none",  # text stays text: small, sharp, in the page's own font
             "svg.hashsalt": f"figure{self._count}",
             "font.size": 10,

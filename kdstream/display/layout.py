@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -21,7 +22,8 @@ class Piece(NamedTuple):
     style: str = ""
 
 
-class Row(NamedTuple):
+@dataclass
+class Row:
     """One bar of the live region; ``share`` of it, 0..1, is done, None where nobody knows."""
 
     label: str

@@ -152,10 +152,10 @@ def _columns(runs: Sequence[RunRecord], teacher: RunRecord | None) -> list[_Colu
     mine = {id(run) for run in students}
     reference = _top1(baseline) if baseline else None
     differences = [
-        None
-        if reference is None or id(run) not in mine or run is baseline or _top1(run) is None
-        else _top1(run) - reference
-        for run in runs
+        top1 - reference
+        if reference is not None and top1 is not None and id(run) in mine and run is not baseline
+        else None
+        for run, top1 in ((run, _top1(run)) for run in runs)
     ]
     columns = [_Column("top-1 %", _decimals([_top1(run) for run in runs], 2))]
     if any(d is not None for d in differences):

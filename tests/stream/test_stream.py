@@ -90,12 +90,14 @@ def test_a_script_ends_without_waiting_for_readers_that_wait_for_more(digits):
         "tell(synchronize.Event, 'set', 'told to end')\n"
         "tell(process.BaseProcess, 'join', 'waited for')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, digits], capture_output=True, text=True, timeout=120, check=True
-    )
-    said = done.stdout.splitlines()
-    assert said[0] == "told to end"
-    assert "waited for" in said
+    with subprocess.Popen([sys.executable, "-c", script, digits], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "told to end\n"
+            rest, _ = process.communicate(timeout=120)
+            assert process.returncode == 0
+            assert "waited for" in rest.splitlines()
+        finally:
+            process.kill()
 
 
 def digest(batch):
