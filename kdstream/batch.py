@@ -15,6 +15,10 @@ shard) plus ``index`` (int, its fixed position in the data set) and ``rng_key`` 
 ``decode`` adds ``image`` (uint8 tensor [3,H,W], RGB) and ``label`` (int). A sample that has ``variants``
 (uint8 [V,3,H,W]) carries compressed versions of its image."""
 
+SMALLEST_STD = 1e-6
+"""A channel's standard deviation below this one (all images alike) counts as this one, wherever images are standardised
+and wherever that is undone or passed on."""
+
 
 @dataclass
 class Outputs:

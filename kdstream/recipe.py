@@ -17,6 +17,7 @@ from kdstream.addresses import is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, plain, read_yaml
+from kdstream.terminal import quoted
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -382,7 +383,7 @@ def _explain(error: ValidationError) -> str:
             if name.isdigit():  # within a list
                 continue
             part = _part_class(part.model_fields[name].annotation)
-        return f"unknown setting {_shown(where)}: {nearest(path[-1], part.model_fields)}"
+        return f"unknown setting {_public_quoted(where)}: {nearest(path[-1], part.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"
     said = first["msg"].removeprefix("Value error, ")
@@ -418,9 +419,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         path = RECIPES / f"{name}.yaml"
         if not is_file(path):
             known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")]
-            there = f"; {_shown(name)} is no regular file" if _exists(Path(name)) else ""
+            there = f"; {_public_quoted(name)} is no regular file" if _exists(Path(name)) else ""
             hint = f"({nearest(name, known)}){there}"
-            raise UserError(f"no recipe {_shown(name)}: neither a file nor one of kdstream's {hint}")
+            raise UserError(f"no recipe {_public_quoted(name)}: neither a file nor one of kdstream's {hint}")
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path}: a recipe is a YAML mapping such as 'student: resnet8'")
@@ -429,10 +430,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"{_shown(override)} is no override: write key=value, as in optimizer.lr=0.1")
-        shown = _shown(override)
+            raise UserError(f"{_public_quoted(override)} is no override: write key=value, as in optimizer.lr=0.1")
+        shown = _public_quoted(override)
         if not text.strip():
-            raise UserError(f"{shown} has no value: write {_shown(key)[1:-1]}=null to clear it")
+            raise UserError(f"{shown} has no value: write {_public_quoted(key)[1:-1]}=null to clear it")
         if not all(key.split(".")) or len(key.split(".")) > MOST_LEVELS:
             raise UserError(f"{shown} is no override: a dot stands between two names, as in optimizer.lr=0.1")
         value = parse_yaml(text, f"{shown}: the value is")
@@ -449,10 +450,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _shown(text: str) -> str:
-    """A text of the user's in a message: on one line, not longer than one, without a token that it may hold."""
-    text = public(text)
-    return repr(text if len(text) <= 100 else f"{text[:100]}...")
+def _public_quoted(text: str) -> str:
+    """A text of the user's in a message, without a token that it may hold."""
+    return quoted(public(text), most=100)
 
 
 def _exists(path: Path) -> bool:
@@ -489,5 +489,5 @@ def _put(
     if inner is None:
         inner = {}
     if not isinstance(inner, dict):
-        raise UserError(f"{_shown(override)}: {keys[0]} is not a group of settings")
+        raise UserError(f"{_public_quoted(override)}: {keys[0]} is not a group of settings")
     return {**settings, keys[0]: _put(inner, keys[1:], value, override, keys[0])}

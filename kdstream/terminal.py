@@ -21,10 +21,27 @@ def visible(text: object, keep: str = "") -> str:
         text: of anybody: class names, keys, paths, messages.
         keep: characters that may stay: ``"\\n"`` for text of several lines.
     """
-    return "".join(char if char in keep else _shown(char) for char in str(text))
+    return "".join(char if char in keep else _readable(char) for char in str(text))
 
 
-def _shown(char: str) -> str:
+def quoted(text: str, most: int = 200) -> str:
+    """A name or text of somebody's within a message: as Python writes it, in quotes that show where it begins and ends,
+    hence on one line; at most about ``most`` characters, without the middle where it is longer."""
+    return _cut(repr(text), most)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """What a file holds, within a message: a text that can be printed as it stands, all else as Python writes it in
+    ASCII; at most about ``most`` characters, without the middle where it is longer."""
+    return _cut(value if isinstance(value, str) and value.isprintable() else ascii(value), most)
+
+
+def _cut(text: str, most: int) -> str:
+    end = most // 3
+    return text if len(text) <= most else f"{text[: most - end - 3]}...{text[-end:]}"
+
+
+def _readable(char: str) -> str:
     if char.isspace():
         return " "
     hidden = unicodedata.category(char) in ("Cc", "Cs") or char in _TURNING

@@ -8,11 +8,9 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from kdstream.bars import conversion_progress
 from kdstream.display.report import RunRecord, write_report
-from kdstream.terminal import say_error, visible
+from kdstream.terminal import quoted, say_error, shown, visible
 
 
 @pytest.mark.parametrize(
@@ -46,6 +44,35 @@ def test_lines_may_stay():
     assert visible("a\nb\x07", keep="\n") == "a\nb\\x07"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a b", "'a b'"),
+        ("it's\n\x1b[2J", '"it\'s\\n\\x1b[2J"'),
+        ("photo\u202egnp", "'photo\\u202egnp'"),
+        ("caf\udce9 日本", "'caf\\udce9 日本'"),
+        ("", "''"),
+    ],
+)
+def test_a_name_is_quoted_on_one_line(text, said):
+    assert quoted(text) == said
+
+
+def test_a_long_name_keeps_both_ends():
+    assert quoted("a" * 500 + ".jpg", most=60) == f"'{'a' * 36}...{'a' * 15}.jpg'"
+    assert len(quoted("\n" * 500)) == 200
+    assert quoted("x" * 198) == f"'{'x' * 198}'"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("a b", "a b"), ("日本", "日本"), ("a\x1b", "'a\\x1b'"), (["é"], "['\\xe9']"), (None, "None"), (0.5, "0.5")],
+)
+def test_what_a_file_holds_is_shown_plainly(value, said):
+    assert shown(value) == said
+    assert len(shown(["x" * 500])) == 80
+
+
 def test_an_error_is_one_line(capsys):
     say_error("error: no class 'a\x1b[2J\nb'")
     assert capsys.readouterr().err == "error: no class 'a\\x1b[2J b'\n"
@@ -59,14 +86,6 @@ def test_a_closed_standard_error_is_no_error(monkeypatch):
 
 
 EVIL = "[red]x[/red]\x1b[31m\u202ey"
-
-
-def test_the_bar_of_a_conversion_shows_a_splits_name_as_it_is():
-    file = io.StringIO()
-    with conversion_progress(Console(file=file, force_terminal=True, width=120), {EVIL: 3}, [0]) as (start, update):
-        start()
-        update([3])
-    assert "[red]x[/red]\\x1b[31m\\u202ey" in file.getvalue()
 
 
 def test_a_report_shows_names_as_they_are(tmp_path):

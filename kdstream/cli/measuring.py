@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from kdstream.addresses import public
 from kdstream.atomic import write_atomic
+from kdstream.bars import progress_bars
 from kdstream.errors import UserError
 from kdstream.terminal import visible
 
@@ -164,7 +163,7 @@ def measuring(console: Console, what: str, job: Measurement) -> Iterator[Callabl
     """A progress bar; gives what advances it. Notes the time."""
     if job.note is not None:
         say(console, f"note: {job.note}")
-    with _progress(console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task(what, total=min(job.place["limit"] or len(job.data), len(job.data)))
         yield lambda count: progress.advance(bar, count)
         job.seconds = progress.tasks[bar].elapsed or 0.0
@@ -184,17 +183,6 @@ def say(console: Console, *lines: str) -> None:
 def end(console: Console, job: Measurement, count: int, files: str) -> None:
     say(console, f"{count:,} images in {job.seconds:.1f} s: {count / max(job.seconds, 1e-9):,.0f} images/s")
     console.print(visible(f"written: {job.out}/{files}"), highlight=False, markup=False, soft_wrap=True)
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Images a second, over the last half minute."""
-        return Text("" if not task.speed else f"{task.speed:,.0f} images/s")
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _device(name: str | None) -> torch.device:

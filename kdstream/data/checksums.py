@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdstream.atomic import write_atomic
+from kdstream.data.cache_folder import cache_folder
 from kdstream.data.sealed_json import seal_fits, sealed
 from kdstream.errors import UserError
 
@@ -249,9 +250,7 @@ def in_threads(work: Callable[[T, threading.Event], R], items: Iterable[T]) -> I
 
 def cached(folder: Path, file: str) -> Path:
     """The place of ``folder/file`` in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(root) / "kdstream" / "index" / mark / file
+    return cache_folder("index", hashlib.sha256(os.fsencode(folder)).hexdigest()[:16], file)
 
 
 def _wait_for_the_clock(state: FileState) -> bool:

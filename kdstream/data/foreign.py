@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from kdstream.atomic import write_atomic
+from kdstream.bars import reading_progress
 from kdstream.data.checksums import (
     Checksum,
     Checksums,
@@ -27,11 +28,11 @@ from kdstream.data.checksums import (
 from kdstream.data.image_file import open_image, upright_size
 from kdstream.data.image_stats import ImageStats
 from kdstream.data.index import IMAGE_EXTENSIONS, Index, Scanned, ScannedShard, build_index, scan_shard
-from kdstream.data.kept import checksums_of, reading_progress, store
+from kdstream.data.kept import checksums_of, store
 from kdstream.data.sealed_json import seal_fits, sealed
 from kdstream.data.shard_set import ShardSet
-from kdstream.data.tar_members import shown
 from kdstream.errors import UserError
+from kdstream.terminal import quoted
 
 if TYPE_CHECKING:
     pass
@@ -232,7 +233,7 @@ def _scan_foreign(folder: Path, tars: Sequence[Path], memory: Checksums) -> _For
 
         index = build_index(tars, "", scans=scans())
     index.tag = _tag(index.shard_names, checksums)
-    notes = [f"{kind}: {count:,}, such as {shown(examples[kind])}" for kind, count in told.items()]
+    notes = [f"{kind}: {count:,}, such as {quoted(examples[kind])}" for kind, count in told.items()]
     return _Foreign(index, stats, notes, checksums)
 
 

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kdstream.atomic import write_atomic
-from kdstream.data.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members, shown
+from kdstream.data.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members
 from kdstream.errors import UserError
+from kdstream.terminal import quoted
 
 __all__ = [
     "BLOCK",
@@ -217,7 +218,7 @@ class IndexBuilder:
                 name = f"{key}.{extension}"
                 raise UserError(
                     f"shard {self._shards[-1][0]}: more than {MOST_EXTENSIONS:,} different extensions up to "
-                    f"{shown(name)}; a sample's key ends at the first dot of the file name: rename the files"
+                    f"{quoted(name)}; a sample's key ends at the first dot of the file name: rename the files"
                 )
             self._extension.append(number)
             self._offset.append(offset)
@@ -355,14 +356,14 @@ def _scan(path: Path, file: int, length: int) -> ScannedShard:
                 shard.tell(kind, member.name)
             continue
         if member.sparse:
-            raise UserError(f"shard {path}: {shown(member.name)} is a sparse member, write the tar without --sparse")
+            raise UserError(f"shard {path}: {quoted(member.name)} is a sparse member, write the tar without --sparse")
         key, extension = split_name(member.name)  # type: ignore[misc]
         if not groups or groups[-1][0] != key or member.archive != archive:
             groups.append((key, []))
             extensions = set()
         archive, found = member.archive, groups[-1][1]
         if extension in extensions:
-            raise UserError(f"shard {path}: two members are called {shown(member.name)}")
+            raise UserError(f"shard {path}: two members are called {quoted(member.name)}")
         if member.type not in FILES:
             links[len(groups) - 1, len(found)] = member
         found.append((extension, member.offset, member.size))
@@ -417,9 +418,10 @@ def _follow(
         if target is None:
             shard.tell("links left out to files that are not in their tar", f"{link.name} -> {link.target}")
             lost.add((group, place))
-            said[groups[group][0]] = f"; {shown(link.name)} is a link to {shown(link.target)}, which is not in this tar"
+            text = f"; {quoted(link.name)} is a link to {quoted(link.target)}, which is not in this tar"
+            said[groups[group][0]] = text
         elif target.sparse:
-            raise UserError(f"shard {path}: {shown(target.name)} is a sparse member, write the tar without --sparse")
+            raise UserError(f"shard {path}: {quoted(target.name)} is a sparse member, write the tar without --sparse")
         else:
             extension = groups[group][1][place][0]
             groups[group][1][place] = (extension, target.offset, target.size)
@@ -483,17 +485,17 @@ def _label(file: int, key: str, parts: list[tuple[str, int, int]]) -> int | str:
     """The class number of a sample, or what is wrong with the sample."""
     places = {extension: (offset, size) for extension, offset, size in parts}
     if "cls" not in places:
-        return f"sample {shown(key)} has no .cls member with its class number, only {_listed(places)}{APART}"
+        return f"sample {quoted(key)} has no .cls member with its class number, only {_listed(places)}{APART}"
     if not any(extension in IMAGE_EXTENSIONS for extension in places):
-        return f"sample {shown(key)} has no image (.jpg, .png, ...), only {_listed(places)}{APART}"
+        return f"sample {quoted(key)} has no image (.jpg, .png, ...), only {_listed(places)}{APART}"
     offset, size = places["cls"]
     text = os.pread(file, min(size, 40), offset)
     if size > 40 or not re.fullmatch(rb"\s*0*[0-9]{1,6}\s*", text):
         found = text[:20].decode("utf-8", "replace")
-        return f"class of sample {shown(key)} is {found!r}, not a whole number from 0 to 999999"
+        return f"class of sample {quoted(key)} is {found!r}, not a whole number from 0 to 999999"
     return int(text)
 
 
 def _listed(extensions: Iterable[str]) -> str:
     some = [f".{extension}" for extension in extensions][:8]
-    return ", ".join(name if name.isprintable() and len(name) < 20 else shown(name) for name in some)
+    return ", ".join(name if name.isprintable() and len(name) < 20 else quoted(name) for name in some)

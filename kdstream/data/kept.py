@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn
-
+from kdstream.bars import reading_progress
 from kdstream.data.checksums import (
     Checksum,
     Checksums,
@@ -20,7 +14,6 @@ from kdstream.data.checksums import (
     state_of,
 )
 from kdstream.errors import UserError
-from kdstream.terminal import visible
 
 if TYPE_CHECKING:
     pass
@@ -54,33 +47,3 @@ def store(file: str, save: Callable[[Path], None], folders: Sequence[Path]) -> P
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror or error}")
     raise UserError(f"cannot store the index {file}: {'; '.join(reasons)}")
-
-
-@contextmanager
-def reading_progress(total: int, what: str, console: Console | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar (on stderr) over ``total`` bytes that shows only when the work takes more than a second."""
-    bar = Progress(
-        *Progress.get_default_columns()[:2],
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(escape(visible(what)), total=total)
-    begin, lock = time.monotonic(), threading.Lock()
-    started = False
-
-    def advance(size: int) -> None:
-        nonlocal started
-        bar.advance(task, size)
-        if not started and time.monotonic() - begin > 1:
-            with lock:
-                if not started:
-                    bar.start()
-                    started = True
-
-    try:
-        yield advance
-    finally:
-        if started:
-            bar.stop()

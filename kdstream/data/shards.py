@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdstream.bars import reading_progress
 from kdstream.data.checksums import (
     Checksum,
     Checksums,
@@ -24,7 +25,7 @@ from kdstream.data.dataset_info import (
 )
 from kdstream.data.foreign import open_foreign, tars_of
 from kdstream.data.index import Index, build_index
-from kdstream.data.kept import checksums_of, reading_progress, store
+from kdstream.data.kept import checksums_of, store
 from kdstream.data.shard_set import ShardSet, other_size
 from kdstream.errors import UserError
 

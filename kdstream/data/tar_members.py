@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kdstream.errors import UserError
+from kdstream.terminal import quoted
 
 BLOCK = 512
 MOST_EXTENDED = 1 << 20
@@ -115,7 +116,7 @@ def members(path: Any, file: int, length: int) -> Iterator[Member]:
         if kind == SPARSE and header[482]:
             offset = _behind_sparse_map(path, file, offset, length)
         if offset + size > length:
-            raise UserError(f"shard {path} is truncated: {shown(name)} runs past its end ({length} bytes)")
+            raise UserError(f"shard {path} is truncated: {quoted(name)} runs past its end ({length} bytes)")
         target = ""
         if kind in (HARD_LINK, SYMBOLIC_LINK):
             target = said.get("linkpath") or _text(header[157:257])
@@ -123,12 +124,6 @@ def members(path: Any, file: int, length: int) -> Iterator[Member]:
             name = name.rstrip("/")
         yield Member(said.get("sparse name") or name, kind, offset, size, target, sparse, archive)
         position = offset + _blocks(size)
-
-
-def shown(name: str) -> str:
-    """A member's name for a message: in quotes, on one line, cut where it is long."""
-    text = repr(name)
-    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
 def _size(header: bytes) -> int | None:

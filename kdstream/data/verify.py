@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 from rich.console import Console
-from rich.progress import Progress, TimeRemainingColumn
 
+from kdstream.bars import progress_bars, reading_progress
 from kdstream.data.checksums import (
     Checksums,
     Stopped,
@@ -25,7 +25,6 @@ from kdstream.data.dataset_info import (
 from kdstream.data.foreign import foreign_file, place_of, siblings, splits_in_names, tars_of
 from kdstream.data.image_file import open_image
 from kdstream.data.index import IMAGE_EXTENSIONS, build_index
-from kdstream.data.kept import reading_progress
 from kdstream.data.sealed_json import SEAL
 from kdstream.data.shard_set import ShardSet
 from kdstream.data.shards import open_shards, other_checksums, size_problem, stale, state_file
@@ -128,10 +127,7 @@ def _decode_all(shards: ShardSet, console: Console) -> int:
     Raises:
         UserError: some cannot be; names the first.
     """
-    from rich.progress import MofNCompleteColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task(f"decoding {shards.split}", total=len(shards))
 
         def problem_of(number: int, stop: threading.Event) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdstream.errors import UserError
-from kdstream.jpeg.reference import check_images, check_qualities
+from kdstream.jpeg.reference import check_images, check_qualities, check_subsampling
 
 _PIECE = 1 << 17
 """4:2:0: about how many pixels are worked on at once; with their coefficients they stay in a core's own cache."""
@@ -65,8 +65,7 @@ def roundtrip(
     check_images(images)
     if images.device.type != "cpu":
         raise UserError(f"the JPEG round trip's backend 'cpu' got images on {images.device}: use backend 'auto'")
-    if subsampling not in ("4:4:4", "4:2:0"):
-        raise UserError(f"unknown JPEG subsampling {subsampling!r}: use '4:4:4' or '4:2:0'")
+    check_subsampling(subsampling)
     asked = check_qualities(qualities, len(images)).cpu().contiguous()
     count = asked.shape[1]
     result = torch.empty(len(images), count, *images.shape[1:], dtype=torch.uint8)

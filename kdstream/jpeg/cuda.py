@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdstream.errors import UserError
-from kdstream.jpeg.reference import check_images, check_qualities
+from kdstream.jpeg.reference import check_images, check_qualities, check_subsampling
 from kdstream.jpeg.tables import quant_table
 
 _WORKSPACE = 32 << 20
@@ -65,8 +65,7 @@ def roundtrip(
         UserError: what the reference refuses; images that are not on a CUDA device; Triton missing.
     """
     check_images(images)
-    if subsampling not in ("4:4:4", "4:2:0"):
-        raise UserError(f"unknown JPEG subsampling {subsampling!r}: use '4:4:4' or '4:2:0'")
+    check_subsampling(subsampling)
     asked = check_qualities(qualities, len(images))
     if not available():
         raise UserError("JPEG round trip on CUDA: Triton is not installed: use the reference or the CPU kernel")

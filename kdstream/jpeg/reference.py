@@ -73,8 +73,7 @@ def roundtrip(
     Source: ITU-T T.81; libjpeg-turbo (islow DCT, fancy upsampling).
     """
     check_images(images)
-    if subsampling not in ("4:4:4", "4:2:0"):
-        raise UserError(f"unknown JPEG subsampling {subsampling!r}: use '4:4:4' or '4:2:0'")
+    check_subsampling(subsampling)
     # Apple's GPUs have no float64.
     work = images.cpu() if images.device.type == "mps" else images
     asked = check_qualities(qualities, len(images)).to(work.device)
@@ -104,6 +103,11 @@ def check_images(images: Tensor) -> None:
         raise UserError(
             f"JPEG round trip: images must have shape [N,C,H,W] with C = 1 or 3 and H, W >= 1, got {list(images.shape)}"
         )
+
+
+def check_subsampling(subsampling: object, owner: str = "JPEG round trip") -> None:
+    if subsampling not in ("4:4:4", "4:2:0"):
+        raise UserError(f"{owner}: subsampling is {subsampling!r}; it is '4:4:4' or '4:2:0'")
 
 
 def check_qualities(qualities: Sequence[int] | Tensor, count: int) -> Tensor:

@@ -27,10 +27,11 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from kdstream.addresses import is_url as is_url
 from kdstream.addresses import public
+from kdstream.bars import progress_bars
 from kdstream.errors import UserError
 
 T = TypeVar("T")
@@ -190,13 +191,8 @@ class _Progress:
 def _receive(url: str, part: Path, patience: Patience) -> None:
     """Download to ``part``, with a progress bar; further tries continue where the server can."""
     shown = public(url)
-    console = Console(stderr=True)
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()),
-        TimeRemainingColumn(),
-    )
     part.unlink(missing_ok=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bars(Console(stderr=True), "bytes") as bar:
         state = _Progress(bar, bar.add_task(PurePosixPath(urlsplit(url).path).name, total=None))
         for number in range(patience.tries):
             try:

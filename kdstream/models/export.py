@@ -15,19 +15,19 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from kdstream.atomic import write_atomic
+from kdstream.batch import SMALLEST_STD
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.bounded import build_within
-from kdstream.models.specs import check_spec, runs_code, shown
+from kdstream.models.specs import check_spec, runs_code
 from kdstream.models.weights import check_place, load_state, read_safetensors
+from kdstream.terminal import shown
 
 FORMAT = 1
 LARGEST_SIDE = 65535
 """Pixels: the largest of a JPEG file."""
 _LARGEST_JSON = 16 << 20
 _LARGEST_FLOAT = 3.4e38
-_SMALLEST_STD = 1e-6
-"""Smaller deviations count as this one, as in :func:`kdstream.stream.normalize.standardise`."""
 _ATTRIBUTES = ("classes", "mean", "std", "image_size")
 
 
@@ -76,7 +76,7 @@ def save_student(
         "spec": spec,
         "classes": None if classes is None else [str(name) for name in classes],
         "mean": _floats(mean),
-        "std": None if std is None else [_SMALLEST_STD if 0 <= s < _SMALLEST_STD else s for s in _floats(std)],
+        "std": None if std is None else [SMALLEST_STD if 0 <= s < SMALLEST_STD else s for s in _floats(std)],
         "image_size": _pixels(image_size),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "extra": dict(extra or {}),

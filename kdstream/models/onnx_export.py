@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.atomic import write_atomic
+from kdstream.batch import SMALLEST_STD
 from kdstream.errors import UserError
 
 TOLERANCE = 1e-3
@@ -63,7 +64,7 @@ class Normalised(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std)).clamp(min=1e-6).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).clamp(min=SMALLEST_STD).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)

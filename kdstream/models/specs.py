@@ -11,6 +11,7 @@ from typing import Any
 
 from kdstream.errors import UserError
 from kdstream.models import MODELS, current, from_timm, is_dotted
+from kdstream.terminal import shown
 
 MOST_CLASSES = 2**24
 _DEEPEST = 8
@@ -265,9 +266,3 @@ def _wrong(arguments: Any, kinds: Mapping[str, _Kind]) -> str | None:
         if not kinds[key].holds(value):
             return f"has {key}={shown(value)}, which must be {kinds[key].words}"
     return None
-
-
-def shown(value: Any) -> str:
-    """What a file holds, for a message: short, and without what would play with the terminal."""
-    text = value if isinstance(value, str) and value.isprintable() else ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

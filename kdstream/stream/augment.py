@@ -13,14 +13,9 @@ from torchvision.transforms.v2 import functional as tv
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.registry import nearest
-from kdstream.rng import uniform
+from kdstream.rng import keys, uniform
 from kdstream.stream.normalize import to_unit
 from kdstream.stream.stage import Chain, batch_stage, stage
-
-
-def keys(batch: Batch) -> Tensor:
-    """The batch's random keys; its indices where it has none. int64 [N]."""
-    return batch.index if batch.rng_key is None else batch.rng_key
 
 
 def augment(kind: str, *args: object, **settings: object) -> Chain:

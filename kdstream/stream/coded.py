@@ -18,9 +18,10 @@ from kdstream import jpeg
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.hashing import name_of
+from kdstream.jpeg.reference import check_subsampling
 from kdstream.registry import import_named, nearest
-from kdstream.rng import uniform
-from kdstream.stream.augment import center_box, color_jitter, crop_flip, keys, random_box, random_flip
+from kdstream.rng import keys, uniform
+from kdstream.stream.augment import center_box, color_jitter, crop_flip, random_box, random_flip
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.language import Call
 from kdstream.stream.normalize import normalize, to_bytes
@@ -110,8 +111,7 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", pl
     """
     if isinstance(delta, bool) or not isinstance(delta, int) or not 1 <= delta <= 100:
         raise UserError(f"coded: delta is {delta!r}; it is the step between qualities, a whole number from 1 to 100")
-    if subsampling not in ("4:4:4", "4:2:0"):
-        raise UserError(f"coded: subsampling is {subsampling!r}; it is '4:4:4' or '4:2:0'")
+    check_subsampling(subsampling, "coded")
     plan = "off" if plan in (None, False) else plan  # YAML reads `off` as False
     if plan != "off" and isinstance(_resolve(selector), Random):
         raise UserError("coded: fixed and random qualities need no plan: leave plan out")

@@ -25,6 +25,7 @@ from rich.console import Console
 from kdstream.atomic import write_atomic
 from kdstream.bars import conversion_progress
 from kdstream.batch import Batch
+from kdstream.data.cache_folder import cache_folder
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.stream.plan import Plan
@@ -256,5 +257,4 @@ def plan_folder(dataset: ShardSet) -> Path:
     """Where plans of a data set are kept: beside its shards, or in the user's cache where that cannot be written."""
     if os.access(dataset.path, os.W_OK):
         return dataset.path
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "kdstream" / "plans" / dataset.fingerprint[:16]
+    return cache_folder("plans", dataset.fingerprint[:16])

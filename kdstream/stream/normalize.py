@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdstream.batch import Batch
+from kdstream.batch import SMALLEST_STD, Batch
 from kdstream.stream.stage import batch_stage, given
 
 
@@ -34,7 +34,7 @@ def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
         float32 (or the float type of ``image``), same shape.
     """
     image = to_unit(image)
-    scale = tuple(max(value, 1e-6) for value in std)
+    scale = tuple(max(value, SMALLEST_STD) for value in std)
     return (image - _channels(tuple(mean), image.dtype, image.device)) / _channels(scale, image.dtype, image.device)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstream import recipe as settings
-from kdstream.batch import Outputs
+from kdstream.batch import SMALLEST_STD, Outputs
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
@@ -51,10 +51,9 @@ class Converted(nn.Module):
     def __init__(self, network: Tapped, data: ShardSet, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.network = network
-        # No deviation below 1e-6, as in kdstream.stream.normalize.standardise.
-        theirs, ours = torch.tensor(std).clamp(min=1e-6), torch.tensor(data.std).clamp(min=1e-6)
-        self.register_buffer("scale", (ours / theirs).view(3, 1, 1))
-        self.register_buffer("shift", ((torch.tensor(data.mean) - torch.tensor(mean)) / theirs).view(3, 1, 1))
+        teachers, images = (torch.tensor(each).clamp(min=SMALLEST_STD) for each in (std, data.std))
+        self.register_buffer("scale", (images / teachers).view(3, 1, 1))
+        self.register_buffer("shift", ((torch.tensor(data.mean) - torch.tensor(mean)) / teachers).view(3, 1, 1))
 
     @property
     def module(self) -> nn.Module:

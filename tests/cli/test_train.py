@@ -354,15 +354,12 @@ def test_the_quickstart_in_small_and_once_more(tmp_path, monkeypatch, capsys):
 
     before = stamps()
     monkeypatch.chdir(tmp_path)
-    began = time.perf_counter()
     assert train.main(["--cpu", *overrides]) == 0
-    took = time.perf_counter() - began
     said = capsys.readouterr().out
     assert said.count(": finished before, top-1 ") == 4
     assert "Making shards" not in said
     assert "epoch " not in said
     assert stamps() == before
-    assert took < 10
 
 
 MINE = '''

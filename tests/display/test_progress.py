@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from kdstream.display.progress import Display, best_index, format_column, format_number, format_seconds
+from kdstream.display.progress import Display
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 WIDTHS = [20, 40, 60, 80, 120, 200]
@@ -392,35 +392,3 @@ def test_best_top1_is_bold_and_nothing_else_in_the_body():
     display, file, _ = make(100)
     display.table("", [{"run": "a", "top1": 71.2, "top5": 99.0}, {"run": "b", "top1": 75.5, "top5": 98.0}])
     assert re.findall(r"\x1b\[1m *([\w.]+)", file.getvalue().split("─")[-1]) == ["75.50"]
-
-
-@given(st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=3)), max_size=6))
-def test_a_column_formats_any_value(values):
-    texts = format_column(values)
-    assert len(texts) == len(values)
-    best = best_index(values)
-    if best is not None:
-        finite = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
-        assert values[best] == max(finite)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(12345.6, "12,346"), (97.25, "97.2"), (1.234, "1.23"), (0.00312, "0.00312"), (0, "0.00")]
-)
-def test_numbers(value, text):
-    assert format_number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (9.96, "10 s"),
-        (59.6, "1:00"),
-        (200, "3:20"),
-        (3723, "1:02:03"),
-        (2 * 86400 + 3 * 3600, "2 d 03:00"),
-    ],
-)
-def test_durations(seconds, text):
-    assert format_seconds(seconds) == text

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import batch, maps, outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,18 +24,6 @@ from kdstream.training.distiller import Distiller
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 seeds = st.integers(0, 2**31 - 1)
-
-
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outputs(seed: int = 0, count: int = 4, **shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.zeros(count, 10), {tap: maps(count, *shape, seed=seed) for tap, shape in shapes.items()})
-
-
-def batch(count: int = 4) -> Batch:
-    return Batch(maps(count, 3, 8, 8), torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
 
 def task(student: Outputs, teacher: Outputs | None) -> Task:
@@ -75,7 +64,7 @@ TERMS = {
 
 def distiller(name: str) -> tuple[Distiller, Batch]:
     torch.manual_seed(0)
-    student, term, given_ = Student(), OBJECTIVES.find(name)(**TERMS[name]), batch()
+    student, term, given_ = Student(), OBJECTIVES.find(name)(**TERMS[name]), batch(image=maps(4, 3, 8, 8))
     given_.teacher = outputs(5, **TEACHER)
     term.setup(task(student(given_.image).detach(), given_.teacher))
     weighted = [WeightedTerm("ce", 1.0, CrossEntropy()), WeightedTerm(name, 2.0, term)]

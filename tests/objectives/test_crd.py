@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import outputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -27,10 +28,8 @@ from kdstream.training.distiller import Distiller
 CLASSES = 4
 
 
-def outputs(count: int, width: int, seed: int = 0) -> Outputs:
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(count, width, generator=generator)
-    return Outputs(torch.randn(count, CLASSES, generator=generator), {"penultimate": features})
+def answer(count: int, width: int, seed: int = 0) -> Outputs:
+    return outputs(seed, count, penultimate=(width,))
 
 
 def labels_of(size: int, classes: int = CLASSES) -> Tensor:
@@ -40,7 +39,7 @@ def labels_of(size: int, classes: int = CLASSES) -> Tensor:
 def term_of(size: int = 60, **settings) -> CRD:
     torch.manual_seed(0)
     term = CRD(**{"feat_dim": 8, "nce_k": 16, **settings})
-    term.setup(Task(CLASSES, size, 1, outputs(2, 5), outputs(2, 7), labels=labels_of(size)))
+    term.setup(Task(CLASSES, size, 1, answer(2, 5), answer(2, 7), labels=labels_of(size)))
     return term
 
 
@@ -122,7 +121,7 @@ def test_similarities_and_their_gradient(negatives, monkeypatch):
 def test_value_and_gradients_are_those_of_the_formula(mode, size):
     term = term_of(size, mode=mode).double()
     index = torch.tensor([0, 7, 11, 59])
-    student, teacher = (outputs(4, width).map(Tensor.double) for width in (5, 7))
+    student, teacher = (answer(4, width).map(Tensor.double) for width in (5, 7))
     feature = student.features["penultimate"].requires_grad_()
     batch, chosen = batch_of(index), term.contrast(batch_of(index))
     anchors = term.embed_s(feature), term.embed_t(teacher.features["penultimate"])
@@ -148,7 +147,7 @@ def test_banks_move_in_the_rows_of_the_batch_alone_and_z_stays():
     term = term_of(nce_m=0.25)
     index = torch.tensor([50, 2, 9])
     before = term.memory_v1.clone(), term.memory_v2.clone()
-    student, teacher = outputs(3, 5), outputs(3, 7)
+    student, teacher = answer(3, 5), answer(3, 7)
     term(student, teacher, batch_of(index))
     embedded = term.embed_s(student.features["penultimate"]), term.embed_t(teacher.features["penultimate"])
     others = torch.ones(60, dtype=torch.bool)
@@ -158,7 +157,7 @@ def test_banks_move_in_the_rows_of_the_batch_alone_and_z_stays():
         torch.testing.assert_close(bank[index], F.normalize(0.25 * old[index] + 0.75 * new, dim=1))
     z = term.Z_v1.clone(), term.Z_v2.clone()
     assert min(z) > 0
-    term(outputs(3, 5, seed=1), outputs(3, 7, seed=1), batch_of(index, epoch=1))
+    term(answer(3, 5, seed=1), answer(3, 7, seed=1), batch_of(index, epoch=1))
     assert (term.Z_v1, term.Z_v2) == z
 
 
@@ -175,7 +174,7 @@ def test_the_probe_leaves_no_trace():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_and_near(dtype):
     wanted, term = term_of(), term_of()
-    student, teacher = outputs(6, 5), outputs(6, 7)
+    student, teacher = answer(6, 5), answer(6, 7)
     expected = wanted(student, teacher, batch_of(torch.arange(6)))
     halves = [given.map(lambda t: t.to(dtype)) for given in (student, teacher)]
     halves[0].features["penultimate"].requires_grad_()
@@ -208,7 +207,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_larger_than_said(size, largest, monkeypatch):
     monkeypatch.setitem(crd._ROWS, "cpu", 8 * 203)
     term = term_of(size, nce_k=200)
-    student, teacher = outputs(8, 5), outputs(8, 7)
+    student, teacher = answer(8, 5), answer(8, 7)
     student.features["penultimate"].requires_grad_()
     batch = batch_of(torch.arange(8))
     with Largest(*term.buffers()) as watch:
@@ -360,7 +359,7 @@ def test_mistakes_in_settings(settings, message):
     ],
 )
 def test_data_that_cannot_work(changes, message):
-    given = {"student_outputs": outputs(2, 5), "teacher_outputs": outputs(2, 7), "labels": labels_of(60), **changes}
+    given = {"student_outputs": answer(2, 5), "teacher_outputs": answer(2, 7), "labels": labels_of(60), **changes}
     with pytest.raises(UserError) as caught:
         CRD().setup(Task(CLASSES, 60, 1, **given))
     assert str(caught.value) == message

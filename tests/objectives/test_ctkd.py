@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import batch
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import parse_loss
 from kdstream.objectives.ctkd import CurriculumTemperature, reversal, tempered_kd
@@ -17,17 +18,13 @@ def logits(seed: int, spread: float = 3.0) -> torch.Tensor:
     return spread * torch.randn(5, 7, generator=torch.Generator().manual_seed(seed))
 
 
-def batch() -> Batch:
-    return Batch(torch.zeros(5, 3, 1, 1), torch.zeros(5).long(), torch.arange(5))
-
-
 def test_value_and_student_gradient_are_those_of_kd_at_the_learned_temperature():
     term = CurriculumTemperature(t_start=2, t_range=6)
     kd = KnowledgeDistillation(temperature=2 + 6 * torch.sigmoid(torch.tensor(1.0)).item())
     gradients = []
     for objective in (term, kd):
         ours = logits(0).requires_grad_()
-        value = objective(Outputs(ours), Outputs(logits(1)), batch())
+        value = objective(Outputs(ours), Outputs(logits(1)), batch(5))
         value.backward()
         gradients.append((value.detach(), ours.grad))
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -37,11 +34,11 @@ def test_a_step_against_the_gradient_makes_the_task_harder():
     term = CurriculumTemperature()
     term.begin_epoch(9, 100)
     ours, theirs = Outputs(logits(0)), Outputs(logits(1))
-    before = term(ours, theirs, batch())
+    before = term(ours, theirs, batch(5))
     before.backward()
     with torch.no_grad():
         term.global_T -= 0.1 * term.global_T.grad / term.global_T.grad.abs()
-    assert term(ours, theirs, batch()) > before
+    assert term(ours, theirs, batch(5)) > before
 
 
 def test_lambda_scales_the_temperatures_gradient_alone():
@@ -50,7 +47,7 @@ def test_lambda_scales_the_temperatures_gradient_alone():
         term = CurriculumTemperature()
         term.begin_epoch(epoch, 100)
         ours = logits(0).requires_grad_()
-        term(Outputs(ours), Outputs(logits(1)), batch()).backward()
+        term(Outputs(ours), Outputs(logits(1)), batch(5)).backward()
         found.append((term.global_T.grad.item(), ours.grad))
     torch.testing.assert_close([gradient for _, gradient in found], [found[-1][1]] * 4)
     full = found[-1][0]
@@ -80,7 +77,7 @@ def test_schedule_rises_from_lowest_to_highest_and_stays():
 def test_half_precision_stays_finite():
     ours = torch.tensor([[300.0, -300.0, 0.0]], dtype=torch.float16, requires_grad=True)
     term = CurriculumTemperature()
-    value = term(Outputs(ours), Outputs(-ours.detach()), batch())
+    value = term(Outputs(ours), Outputs(-ours.detach()), batch(5))
     value.backward()
     assert value.dtype == torch.float32
     assert value.isfinite()

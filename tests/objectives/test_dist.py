@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.dist import DIST, correlation, correlation_distances
 from kdstream.objectives.term import Task
@@ -17,10 +18,6 @@ seeds = st.integers(0, 2**31 - 1)
 
 def logits(seed: int, n: int = 5, c: int = 7) -> torch.Tensor:
     return 3 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def batch(count: int) -> Batch:
-    return Batch(torch.zeros(count, 3, 1, 1), torch.zeros(count).long(), torch.arange(count))
 
 
 @given(seeds, st.floats(0.5, 8))

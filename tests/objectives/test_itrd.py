@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from builders import batch, penultimate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import Task
 from kdstream.objectives.itrd import ITRD, correlation, mutual_information, standardise
@@ -20,18 +21,10 @@ def random(count: int, width: int, seed: int) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def outputs(features: Tensor, classes: int = 3) -> Outputs:
-    return Outputs(features.new_zeros(len(features), classes), {"penultimate": features})
-
-
-def batch_of(count: int) -> Batch:
-    return Batch(torch.zeros(count, 3, 2, 2), torch.zeros(count, dtype=torch.int64), torch.arange(count))
-
-
 def term_of(ours: Tensor, theirs: Tensor, **settings) -> ITRD:
     torch.manual_seed(0)
     term = ITRD(**settings)
-    term.setup(Task(3, 9, 1, *(outputs(features[:2].float().detach()) for features in (ours, theirs))))
+    term.setup(Task(3, 9, 1, *(penultimate(features[:2].float().detach()) for features in (ours, theirs))))
     return term
 
 
@@ -124,16 +117,16 @@ def test_the_term_is_the_weighted_sum_of_its_parts(ours, theirs):
     assert embedded.shape == features[1].shape
     similar = features[0] if ours == theirs else embedded  # embedded only where the widths differ
     expected = 3 * correlation(embedded, features[1], 1.01) + 0.5 * mutual_information(similar, features[1])
-    torch.testing.assert_close(term(*map(outputs, features), batch_of(6)), expected)
+    torch.testing.assert_close(term(*map(penultimate, features), batch(6)), expected)
 
 
 def test_a_part_of_weight_0_is_left_out():
     features = random(6, 4, 0).float(), random(6, 4, 1).float()
-    both = [outputs(value) for value in features]
+    both = [penultimate(value) for value in features]
     term = term_of(*features, beta_mi=0)
-    torch.testing.assert_close(term(*both, batch_of(6)), 2 * term.correlation(*both))
+    torch.testing.assert_close(term(*both, batch(6)), 2 * term.correlation(*both))
     term = term_of(*features, beta_corr=0)
-    torch.testing.assert_close(term(*both, batch_of(6)), mutual_information(*features))
+    torch.testing.assert_close(term(*both, batch(6)), mutual_information(*features))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -142,9 +135,9 @@ def test_maps_are_flattened_and_small_batches_work(count):
     theirs = torch.randn(count, 5)
     term = ITRD(taps="block1", teacher_taps="penultimate")
     probe = Outputs(torch.zeros(2, 3), {"block1": torch.zeros(2, 3, 2, 2)})
-    term.setup(Task(3, 9, 1, probe, outputs(torch.zeros(2, 5))))
+    term.setup(Task(3, 9, 1, probe, penultimate(torch.zeros(2, 5))))
     assert term.embed["linear"].weight.shape == (5, 12)
-    value = term(Outputs(torch.zeros(count, 3), {"block1": ours}), outputs(theirs), batch_of(count))
+    value = term(Outputs(torch.zeros(count, 3), {"block1": ours}), penultimate(theirs), batch(count))
     value.backward()
     assert value.isfinite()
     assert all(tensor.grad.isfinite().all() for tensor in (ours, *term.parameters()))
@@ -156,10 +149,10 @@ def test_half_precision_stays_finite_and_near(dtype, theirs):
     features = [value.to(dtype) for value in (30 * random(8, 6, 0), 30 * random(8, theirs, 1))]
     term = term_of(*features)
     with torch.no_grad():
-        expected = term(*(outputs(value.float()) for value in features), batch_of(8))
+        expected = term(*(penultimate(value.float()) for value in features), batch(8))
     features[0].requires_grad_()
     with torch.autocast("cpu", dtype):
-        value = term(*map(outputs, features), batch_of(8))
+        value = term(*map(penultimate, features), batch(8))
     value.backward()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected)
@@ -193,4 +186,4 @@ def test_mistakes_in_settings(settings, message):
 
 def test_it_needs_a_teacher():
     with pytest.raises(UserError, match=r"^itrd: needs a teacher, but the job has none; name one or drop itrd"):
-        ITRD().setup(Task(3, 9, 1, outputs(torch.zeros(2, 4))))
+        ITRD().setup(Task(3, 9, 1, penultimate(torch.zeros(2, 4))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import batch, penultimate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,18 +20,14 @@ def values(seed: int, n: int = 6, d: int = WIDTH, dtype: torch.dtype = torch.flo
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def outputs(features: torch.Tensor) -> Outputs:
-    return Outputs(features.new_zeros(len(features), CLASSES), {"penultimate": features})
-
-
-def batch(n: int = 6) -> Batch:
-    return Batch(torch.zeros(n, 3, 1, 1), torch.arange(n) % CLASSES, torch.arange(n))
+def labelled(count: int = 6) -> Batch:
+    return batch(label=torch.arange(count) % CLASSES)
 
 
 def made(student_width: int = WIDTH) -> NormAndDirection:
     term = NormAndDirection()
     ours, theirs = values(0, 2, student_width).float(), values(1, 2).float()
-    term.setup(Task(CLASSES, 6, 1, outputs(ours), outputs(theirs)))
+    term.setup(Task(CLASSES, 6, 1, penultimate(ours), penultimate(theirs)))
     return term
 
 
@@ -62,11 +59,11 @@ def test_class_means_are_sums_over_the_phase():
     assert (phase.trains, phase.epochs) == ("nothing", 1)
     features = values(3, 12, dtype=torch.float32)
     for part in features.split(6):
-        assert getattr(term, phase.loss)(outputs(part), outputs(part), batch()).item() == 0
+        assert getattr(term, phase.loss)(penultimate(part), penultimate(part), labelled()).item() == 0
     expected = torch.stack([features[c::CLASSES].sum(0) for c in range(CLASSES)])
     torch.testing.assert_close(term.class_sums, expected)
-    value = term(outputs(values(4).float()), outputs(values(5).float()), batch())
-    centres = (expected / 4)[batch().label]
+    value = term(penultimate(values(4).float()), penultimate(values(5).float()), labelled())
+    centres = (expected / 4)[labelled().label]
     torch.testing.assert_close(value, norm_and_direction(values(4).float(), values(5).float(), centres).mean())
 
 
@@ -78,7 +75,7 @@ def one_of_two(rank: int, folder: str) -> None:
         term, part = made(), values(3, 7, dtype=torch.float32).split([3, 4])[rank]
         label = (torch.arange(7) % CLASSES).split([3, 4])[rank]
         for _ in range(2):
-            term.add_features(outputs(part), outputs(part), Batch(part, label, label))
+            term.add_features(penultimate(part), penultimate(part), Batch(part, label, label))
         torch.save(term.class_sums, f"{folder}/{rank}.pt")
         torch.distributed.barrier()
     finally:
@@ -98,7 +95,7 @@ def test_unequal_widths_are_joined_by_an_embedding_that_trains(count):
     term = made(student_width=9).train()
     term.class_sums.copy_(values(1, CLASSES).float())
     ours = values(2, count, 9).float().requires_grad_()
-    value = term(outputs(ours), outputs(values(3, count).float()), batch(count))
+    value = term(penultimate(ours), penultimate(values(3, count).float()), labelled(count))
     value.backward()
     assert value.isfinite()
     assert ours.grad.isfinite().all()
@@ -114,7 +111,7 @@ def test_half_precision_and_dead_features_stay_finite():
     ours[0] = 0
     ours.requires_grad_()
     theirs = torch.zeros(6, WIDTH, dtype=torch.float16)
-    value = term(outputs(ours), outputs(theirs), batch())
+    value = term(penultimate(ours), penultimate(theirs), labelled())
     value.backward()
     assert value.dtype == torch.float32
     assert value.isfinite()
@@ -123,7 +120,7 @@ def test_half_precision_and_dead_features_stay_finite():
 
 def test_what_kdpp_refuses():
     maps = Outputs(torch.zeros(2, CLASSES), {"penultimate": torch.zeros(2, 4, 8, 8)})
-    vectors = outputs(torch.zeros(2, WIDTH))
+    vectors = penultimate(torch.zeros(2, WIDTH))
     with pytest.raises(UserError, match=r"kdpp: the teacher's 'penultimate' has shape \[2, 4, 8, 8\]"):
         NormAndDirection().setup(Task(CLASSES, 6, 1, vectors, maps))
     with pytest.raises(UserError, match="kdpp: needs a teacher"):

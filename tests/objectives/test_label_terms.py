@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from builders import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, parse_loss
 from kdstream.objectives.ce import CrossEntropy
@@ -33,10 +34,6 @@ def logits(seed: int, n: int = 5, c: int = 7, spread: float = 3.0) -> torch.Tens
 
 def labels(seed: int, n: int = 5, c: int = 7) -> torch.Tensor:
     return torch.randint(c, (n,), generator=torch.Generator().manual_seed(seed))
-
-
-def batch_of(label: torch.Tensor) -> Batch:
-    return Batch(torch.zeros(len(label), 3, 1, 1), label, torch.arange(len(label)))
 
 
 # ----------------------------------------------------------------------------------------------------- dkd
@@ -83,14 +80,14 @@ def test_confident_rows_keep_their_digits_in_float32():
 
 
 def test_warm_up_of_dkd_counts_epochs_from_1():
-    ours, theirs, batch = Outputs(logits(0)), Outputs(logits(1)), batch_of(labels(0))
-    full = DecoupledKD(warmup=0)(ours, theirs, batch)
+    ours, theirs, drawn = Outputs(logits(0)), Outputs(logits(1)), batch(label=labels(0))
+    full = DecoupledKD(warmup=0)(ours, theirs, drawn)
     term = DecoupledKD(warmup=4)
-    torch.testing.assert_close(term(ours, theirs, batch), full / 4)
+    torch.testing.assert_close(term(ours, theirs, drawn), full / 4)
     for epoch, share in enumerate([0.25, 0.5, 0.75, 1, 1]):
         term.begin_epoch(epoch, 10)
-        torch.testing.assert_close(term(ours, theirs, batch), share * full)
-    tckd, nckd = decoupled(ours.logits, theirs.logits, batch.label, 4.0)
+        torch.testing.assert_close(term(ours, theirs, drawn), share * full)
+    tckd, nckd = decoupled(ours.logits, theirs.logits, drawn.label, 4.0)
     torch.testing.assert_close(full, tckd + 8 * nckd)
 
 
@@ -106,7 +103,7 @@ def test_nkd_in_plain_probabilities():
     rest = -sum((theirs[n, o] / 3).softmax(0) @ (ours[n, o] / 3).log_softmax(0) for n, o in enumerate(others)) / 2
     torch.testing.assert_close(target_part(ours, theirs, label), target)
     torch.testing.assert_close(nontarget_cross_entropy(ours, theirs, label, 3.0), rest)
-    value = NormalisedKD()(Outputs(ours), Outputs(theirs), batch_of(label))
+    value = NormalisedKD()(Outputs(ours), Outputs(theirs), batch(label=label))
     torch.testing.assert_close(value, target + 3.5 * 9 * rest)
 
 
@@ -123,14 +120,14 @@ def test_weight_of_a_sample_grows_with_the_students_loss_and_has_no_gradient(see
     worse = sample_weight(ours - F.one_hot(label, 7), theirs, label, 1e-7)
     assert (worse >= weight).all()
     term = WeightedSoftLabels(temperature=2)
-    (gradient,) = torch.autograd.grad(term(Outputs(ours), Outputs(theirs), batch_of(label)), ours)
+    (gradient,) = torch.autograd.grad(term(Outputs(ours), Outputs(theirs), batch(label=label)), ours)
     difference = torch.softmax(ours / 2, 1) - torch.softmax(theirs / 2, 1)
     torch.testing.assert_close(gradient, 2 / 5 * weight[:, None] * difference, rtol=1e-9, atol=1e-12)
 
 
 def test_wsld_survives_a_teacher_that_is_sure_of_the_label():
     theirs = torch.tensor([[200.0, 0.0]])
-    value = WeightedSoftLabels()(Outputs(torch.zeros(1, 2)), Outputs(theirs), batch_of(torch.tensor([0])))
+    value = WeightedSoftLabels()(Outputs(torch.zeros(1, 2)), Outputs(theirs), batch(label=torch.tensor([0])))
     assert value.item() == pytest.approx(16 * math.log(2))
 
 
@@ -141,7 +138,7 @@ def test_wsld_survives_a_teacher_that_is_sure_of_the_label():
 @settings(max_examples=20)
 def test_label_smoothing_is_torchs(seed, epsilon):
     ours, label = logits(seed), labels(seed)
-    value = LabelSmoothing(epsilon=epsilon)(Outputs(ours), None, batch_of(label))
+    value = LabelSmoothing(epsilon=epsilon)(Outputs(ours), None, batch(label=label))
     torch.testing.assert_close(value, F.cross_entropy(ours, label, label_smoothing=epsilon))
 
 
@@ -149,16 +146,16 @@ def test_label_smoothing_is_torchs(seed, epsilon):
 @settings(max_examples=20)
 def test_confidence_penalty_is_cross_entropy_less_entropy(seed, eta):
     ours, label = logits(seed), labels(seed)
-    value = ConfidencePenalty(eta=eta)(Outputs(ours), None, batch_of(label))
+    value = ConfidencePenalty(eta=eta)(Outputs(ours), None, batch(label=label))
     entropy = torch.distributions.Categorical(logits=ours).entropy().mean()
     torch.testing.assert_close(value, F.cross_entropy(ours, label) - eta * entropy)
 
 
 @pytest.mark.parametrize("term", [LabelSmoothing(epsilon=0), ConfidencePenalty(eta=0)])
 def test_without_their_share_they_are_cross_entropy(term):
-    ours, batch = Outputs(logits(0)), batch_of(labels(0))
+    ours, drawn = Outputs(logits(0)), batch(label=labels(0))
     assert term.uses_teacher is False
-    torch.testing.assert_close(term(ours, None, batch), CrossEntropy()(ours, None, batch))
+    torch.testing.assert_close(term(ours, None, drawn), CrossEntropy()(ours, None, drawn))
 
 
 # ---------------------------------------------------------------------------------------------- all of them
@@ -169,7 +166,7 @@ def test_without_their_share_they_are_cross_entropy(term):
 def test_half_precision_and_extreme_logits_stay_finite(name, label):
     ours = torch.tensor([[600.0, -600.0, 0.0]], dtype=torch.float16, requires_grad=True)
     theirs = torch.tensor([[-600.0, 600.0, 0.0]], dtype=torch.float16)
-    value = OBJECTIVES.find(name)()(Outputs(ours), Outputs(theirs), batch_of(torch.tensor([label])))
+    value = OBJECTIVES.find(name)()(Outputs(ours), Outputs(theirs), batch(label=torch.tensor([label])))
     value.backward()
     assert value.dtype == torch.float32
     assert value.isfinite()
@@ -180,8 +177,9 @@ def test_half_precision_and_extreme_logits_stay_finite(name, label):
 def test_terms_are_means_over_samples_in_any_order(name):
     ours, theirs, label = logits(0), logits(1), labels(0)
     term = OBJECTIVES.find(name)()
-    value = term(Outputs(ours), Outputs(theirs), batch_of(label))
-    singles = [term(Outputs(ours[n : n + 1]), Outputs(theirs[n : n + 1]), batch_of(label[n : n + 1])) for n in range(5)]
+    value = term(Outputs(ours), Outputs(theirs), batch(label=label))
+    rows = [slice(n, n + 1) for n in range(5)]
+    singles = [term(Outputs(ours[row]), Outputs(theirs[row]), batch(label=label[row])) for row in rows]
     torch.testing.assert_close(torch.stack(singles).mean(), value)
 
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from builders import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.ce import CrossEntropy
 from kdstream.objectives.kd import KnowledgeDistillation, softened_kl
@@ -17,10 +18,6 @@ from kdstream.objectives.term import Task
 
 seeds = st.integers(0, 2**31 - 1)
 temperatures = st.floats(0.5, 20)
-
-
-def batch_of(label: torch.Tensor) -> Batch:
-    return Batch(torch.zeros(len(label), 3, 1, 1), label, torch.arange(len(label)))
 
 
 def logits(seed: int, n: int = 5, c: int = 7, spread: float = 3.0) -> torch.Tensor:
@@ -37,14 +34,14 @@ def task(student_classes: int, teacher_classes: int | None) -> Task:
 
 def test_ce_is_the_mean_negative_log_probability_of_the_label():
     student = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
-    value = CrossEntropy()(Outputs(student), None, batch_of(torch.tensor([1, 2])))
+    value = CrossEntropy()(Outputs(student), None, batch(label=torch.tensor([1, 2])))
     assert value.item() == pytest.approx(-(math.log(0.25) + math.log(0.8)) / 2)
     assert CrossEntropy.uses_teacher is False
 
 
 def test_ce_computes_half_precision_logits_in_float32():
     student = torch.tensor([[40.0, 0.0], [0.0, 40.0]], dtype=torch.float16)
-    value = CrossEntropy()(Outputs(student), None, batch_of(torch.tensor([0, 0])))
+    value = CrossEntropy()(Outputs(student), None, batch(label=torch.tensor([0, 0])))
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(20.0)
 
@@ -77,7 +74,7 @@ def test_kd_does_not_see_a_constant_added_to_a_row(seed, temperature, constant):
 def test_gradient_of_kd_is_the_difference_of_the_distributions(seed, temperature):
     ours, theirs = logits(seed).requires_grad_(), logits(seed + 1)
     term = KnowledgeDistillation(temperature=temperature)
-    (gradient,) = torch.autograd.grad(term(Outputs(ours), Outputs(theirs), batch_of(torch.zeros(5).long())), ours)
+    (gradient,) = torch.autograd.grad(term(Outputs(ours), Outputs(theirs), batch(label=torch.zeros(5).long())), ours)
     torch.testing.assert_close(gradient.sum(1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-12)
     expected = torch.softmax(ours / temperature, 1) - torch.softmax(theirs / temperature, 1)
     torch.testing.assert_close(gradient, temperature / 5 * expected, rtol=1e-9, atol=1e-12)
@@ -89,7 +86,7 @@ def test_kd_times_t_squared_tends_to_half_the_variance_of_the_difference(seed):
     """Hinton et al. 2015, section 2.1: at high temperature the term is a squared difference of centred logits."""
     ours, theirs = logits(seed), logits(seed + 1)
     term = KnowledgeDistillation(temperature=1e4)
-    value = term(Outputs(ours), Outputs(theirs), batch_of(torch.zeros(5).long()))
+    value = term(Outputs(ours), Outputs(theirs), batch(label=torch.zeros(5).long()))
     expected = (ours - theirs).var(dim=1, correction=0).mean() / 2
     torch.testing.assert_close(value, expected, rtol=5e-3, atol=0)
 
@@ -97,7 +94,7 @@ def test_kd_times_t_squared_tends_to_half_the_variance_of_the_difference(seed):
 def test_kd_survives_confident_teachers_and_half_precision():
     ours = torch.tensor([[300.0, -300.0, 0.0]], dtype=torch.float16, requires_grad=True)
     theirs = torch.tensor([[-300.0, 300.0, 0.0]], dtype=torch.float16)
-    value = KnowledgeDistillation(temperature=1.0)(Outputs(ours), Outputs(theirs), batch_of(torch.zeros(1).long()))
+    value = KnowledgeDistillation(temperature=1.0)(Outputs(ours), Outputs(theirs), batch(label=torch.zeros(1).long()))
     value.backward()
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(600.0)
@@ -108,7 +105,7 @@ def test_kd_under_autocast_is_float32():
     layer = torch.nn.Linear(4, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = layer(torch.ones(2, 4))
-        value = KnowledgeDistillation()(Outputs(ours), Outputs(ours + 1), batch_of(torch.zeros(2).long()))
+        value = KnowledgeDistillation()(Outputs(ours), Outputs(ours + 1), batch(label=torch.zeros(2).long()))
     assert ours.dtype == torch.bfloat16
     assert value.dtype == torch.float32
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import batch, maps, outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.at import AttentionTransfer, attention, attention_distance
 from kdstream.objectives.common.regressor import ConvRegressor
@@ -15,18 +16,6 @@ from kdstream.objectives.fitnet import FitNet
 from kdstream.objectives.term import Phase, Task
 
 seeds = st.integers(0, 2**31 - 1)
-
-
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outputs(seed: int = 0, **shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.zeros(4, 10), {tap: maps(4, *shape, seed=seed) for tap, shape in shapes.items()})
-
-
-def batch() -> Batch:
-    return Batch(torch.zeros(4, 3, 1, 1), torch.zeros(4, dtype=torch.int64), torch.arange(4))
 
 
 def task(student: Outputs, teacher: Outputs | None) -> Task:

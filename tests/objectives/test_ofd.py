@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from builders import batch, maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build
 from kdstream.models.taps import Tapped
@@ -22,18 +23,10 @@ seeds = st.integers(0, 2**31 - 1)
 TAPS = ("block1.pre", "block2.pre", "block3.pre")
 
 
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def norm_of(weight: list[float], bias: list[float]) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(len(weight)).double()
     norm.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)}, strict=False)
     return norm
-
-
-def batch(count: int) -> Batch:
-    return Batch(torch.zeros(count, 3, 1, 1), torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
 
 def pair(student: str = "resnet8", teacher: str = "resnet8x4", taps=TAPS) -> tuple[Task, Tapped, Tapped]:

@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
+from builders import batch, maps, outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives import OBJECTIVES, Task, Term, parse_loss, rkd
 from kdstream.objectives.kdsvd import SingularValueTransfer, right_singular
@@ -25,25 +26,15 @@ SHAPES = {"block1": (6, 8, 8), "block2": (8, 4, 4), "block3": (10, 2, 2), "penul
 RELATIONS = {"pkt": "penultimate", "rkd": "block3", "sp": "block3"}
 
 
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outputs(count: int, seed: int, taps: tuple[str, ...] = tuple(SHAPES)) -> Outputs:
-    return Outputs(
-        torch.zeros(count, 10), {tap: maps(count, *SHAPES[tap], seed=seed + i).relu() for i, tap in enumerate(taps)}
-    )
-
-
-def batch(count: int) -> Batch:
-    return Batch(torch.zeros(count, 3, 1, 1), torch.zeros(count, dtype=torch.int64), torch.arange(count))
+def activations(count: int, seed: int) -> Outputs:
+    return outputs(seed, count, **SHAPES).map(torch.relu)
 
 
 def ready(name: str, **settings_) -> Term:
     """The term, set up for :data:`SHAPES` on both sides."""
     torch.manual_seed(0)
     term = OBJECTIVES.find(name)(**settings_)
-    probe = outputs(2, 0)
+    probe = activations(2, 0)
     term.setup(Task(10, 100, 1, probe, probe))
     return term
 
@@ -58,8 +49,8 @@ def trained(student: Outputs) -> Outputs:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_gradients_are_finite_for_any_number_of_samples(name, count):
-    term, student = ready(name), trained(outputs(count, 1))
-    value = term(student, outputs(count, 9), batch(count))
+    term, student = ready(name), trained(activations(count, 1))
+    value = term(student, activations(count, 9), batch(count))
     assert value.shape == ()
     assert torch.isfinite(value)
     (value + 0 * sum(feature.sum() for feature in student.features.values())).backward()
@@ -70,8 +61,8 @@ def test_value_and_gradients_are_finite_for_any_number_of_samples(name, count):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dead_features_have_a_finite_gradient(name):
-    term, student = ready(name), trained(outputs(4, 1).map(lambda value: 0 * value))
-    value = term(student, outputs(4, 9), batch(4))
+    term, student = ready(name), trained(activations(4, 1).map(lambda value: 0 * value))
+    value = term(student, activations(4, 9), batch(4))
     value.backward()
     assert torch.isfinite(value)
     assert all(torch.isfinite(student.features[tap].grad).all() for tap in term.student_taps)
@@ -79,13 +70,13 @@ def test_dead_features_have_a_finite_gradient(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_a_number_gives_a_loss_that_is_not_finite_and_no_crash(name):
-    student = outputs(4, 1).map(lambda value: value * torch.nan)
-    assert not torch.isfinite(ready(name)(student, outputs(4, 9), batch(4)))
+    student = activations(4, 1).map(lambda value: value * torch.nan)
+    assert not torch.isfinite(ready(name)(student, activations(4, 9), batch(4)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_features_are_compared_in_float32(name):
-    term, student, teacher = ready(name), outputs(4, 1), outputs(4, 9)
+    term, student, teacher = ready(name), activations(4, 1), activations(4, 9)
     value = term(student, teacher, batch(4))
     half = term(student.map(torch.Tensor.half), teacher.map(torch.Tensor.half), batch(4))
     assert half.dtype == torch.float32
@@ -100,22 +91,22 @@ def test_half_precision_features_are_compared_in_float32(name):
 
 @pytest.mark.parametrize("name", ["nst", "sp", "rkd", "pkt"])
 def test_large_half_precision_features_do_not_overflow(name):
-    student = outputs(4, 1).map(lambda value: (5000 * value).half())
-    assert torch.isfinite(ready(name)(student, outputs(4, 9), batch(4)))
+    student = activations(4, 1).map(lambda value: (5000 * value).half())
+    assert torch.isfinite(ready(name)(student, activations(4, 9), batch(4)))
 
 
 @given(seeds, st.sampled_from(["kdsvd", "nst", "pkt", "rkd", "sp"]))
 @settings(max_examples=25, deadline=None)
 def test_value_is_zero_for_equal_features_and_positive_otherwise(seed, name):
-    term, student = ready(name), outputs(5, seed)
+    term, student = ready(name), activations(5, seed)
     assert abs(term(student, student, batch(5)).item()) < 1e-6
-    assert term(student, outputs(5, seed + 9), batch(5)).item() > 1e-8
+    assert term(student, activations(5, seed + 9), batch(5)).item() > 1e-8
 
 
 @given(seeds, st.permutations(range(5)), st.sampled_from(["kdsvd", "nst", "pkt", "rkd", "sp", "vid"]))
 @settings(max_examples=25, deadline=None)
 def test_order_of_the_samples_does_not_matter(seed, order, name):
-    term, student, teacher = ready(name).double(), outputs(5, seed), outputs(5, seed + 9)
+    term, student, teacher = ready(name).double(), activations(5, seed), activations(5, seed + 9)
     student, teacher = student.map(torch.Tensor.double), teacher.map(torch.Tensor.double)
     value = term(student, teacher, batch(5)).item()
     moved = term(student.map(lambda v: v[order]), teacher.map(lambda v: v[order]), batch(5)).item()
@@ -125,7 +116,7 @@ def test_order_of_the_samples_does_not_matter(seed, order, name):
 @given(seeds, st.floats(0.01, 100), st.sampled_from(["kdsvd", "nst", "pkt", "rkd", "sp"]))
 @settings(max_examples=25, deadline=None)
 def test_scale_of_the_features_does_not_matter(seed, scale, name):
-    term, student, teacher = ready(name), outputs(5, seed), outputs(5, seed + 9)
+    term, student, teacher = ready(name), activations(5, seed), activations(5, seed + 9)
     student, teacher = student.map(torch.Tensor.double), teacher.map(torch.Tensor.double)
     value = term(student, teacher, batch(5)).item()
     assert term(student.map(lambda v: scale * v), teacher, batch(5)).item() == pytest.approx(value, rel=1e-4)
@@ -168,12 +159,12 @@ def test_refuses_settings(name, settings_, message):
 def test_refuses_a_job_without_teacher(name):
     (weighted,) = parse_loss(name)
     with pytest.raises(UserError, match=f"{name}: needs a teacher, but the job has none"):
-        weighted.term.setup(Task(10, 100, 1, outputs(2, 0)))
+        weighted.term.setup(Task(10, 100, 1, activations(2, 0)))
 
 
 @pytest.mark.parametrize("name", ["nst", "vid"])
 def test_terms_of_maps_refuse_vectors(name):
-    probe = outputs(2, 0)
+    probe = activations(2, 0)
     with pytest.raises(UserError, match=rf"{name}: tap 'penultimate' of the student has shape \[2, 10\], not that of"):
         OBJECTIVES.find(name)(taps="penultimate").setup(Task(10, 100, 1, probe, probe))
 
@@ -190,13 +181,13 @@ def test_sp_similarities_are_unit_rows_of_inner_products():
 
 
 def test_sp_sums_over_taps():
-    term, student, teacher = ready("sp", taps=["block1", "block3"]), outputs(4, 1), outputs(4, 9)
+    term, student, teacher = ready("sp", taps=["block1", "block3"]), activations(4, 1), activations(4, 9)
     alone = [ready("sp", taps=tap)(student, teacher, batch(4)) for tap in ("block1", "block3")]
     torch.testing.assert_close(term(student, teacher, batch(4)), sum(alone))
 
 
 def test_cc_multiplies_the_errors_of_neighbours():
-    term, student, teacher = ready("cc", feat_dim=5), outputs(4, 1), outputs(4, 9)
+    term, student, teacher = ready("cc", feat_dim=5), activations(4, 1), activations(4, 9)
     errors = [
         (term.embed_s.linear(ours) - term.embed_t.linear(theirs)).abs()
         for ours, theirs in zip(student.features["penultimate"], teacher.features["penultimate"], strict=True)
@@ -214,7 +205,7 @@ def test_vid_starts_at_the_variance_that_was_asked_for(variance):
     term = ready("vid", init_pred_var=variance)
     scale = term.vid["block2"].log_scale.double()
     assert torch.log1p(scale.exp()).where(scale < 700, scale)[0].item() + 1e-5 == pytest.approx(variance, rel=1e-3)
-    zeros = outputs(3, 0).map(torch.zeros_like)
+    zeros = activations(3, 0).map(torch.zeros_like)
     expected = 3 * 0.5 * torch.tensor(variance, dtype=torch.float64).log().item()
     assert term(zeros, zeros, batch(3)).item() == pytest.approx(expected, rel=1e-3)
 
@@ -298,7 +289,7 @@ def test_rkd_does_not_see_where_the_features_lie(seed, shift):
 
 
 def test_rkd_weights_its_relations_and_leaves_out_those_of_weight_zero():
-    student, teacher = outputs(5, 1), outputs(5, 9)
+    student, teacher = activations(5, 1), activations(5, 9)
     both = [RelationalKD(w_d=w_d, w_a=w_a)(student, teacher, batch(5)) for w_d, w_a in ((2, 3), (2, 0), (0, 3))]
     torch.testing.assert_close(both[0], both[1] + both[2])
     grams = RelationalKD().grams(student, teacher)
@@ -393,7 +384,7 @@ def test_kdsvd_equals_the_decomposition_and_its_gradient(k, ours, theirs):
 
 
 def test_kdsvd_does_not_see_the_sign_of_the_students_map():
-    term, student, teacher = ready("kdsvd"), outputs(3, 1), outputs(3, 9)
+    term, student, teacher = ready("kdsvd"), activations(3, 1), activations(3, 9)
     value = term(student, teacher, batch(3))
     torch.testing.assert_close(term(student.map(torch.neg), teacher, batch(3)), value)
     torch.testing.assert_close(term(student, teacher.map(torch.neg), batch(3)), value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import batch, maps, outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.reviewkd import ReviewKD, hierarchical_context_loss
 from kdstream.objectives.term import Task
@@ -18,22 +19,10 @@ STUDENT = {"block1": (6, 8, 8), "block2": (8, 4, 4), "block3": (12, 2, 2), "penu
 TEACHER = {"block1.pre": (8, 8, 8), "block2.pre": (12, 4, 4), "block3.pre": (16, 2, 2), "penultimate": (16,)}
 
 
-def maps(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outputs(shapes: dict[str, tuple[int, ...]], count: int = 4, seed: int = 0) -> Outputs:
-    return Outputs(torch.zeros(count, 10), {tap: maps(count, *shape, seed=seed) for tap, shape in shapes.items()})
-
-
-def batch(count: int = 4) -> Batch:
-    return Batch(torch.zeros(count, 3, 1, 1), torch.zeros(count, dtype=torch.int64), torch.arange(count))
-
-
 def ready(student=STUDENT, teacher=TEACHER, **settings_) -> ReviewKD:
     torch.manual_seed(0)
     term = ReviewKD(**settings_)
-    term.setup(Task(10, 100, 1, outputs(student, 2), outputs(teacher, 2)))
+    term.setup(Task(10, 100, 1, outputs(count=2, **student), outputs(count=2, **teacher)))
     return term
 
 
@@ -69,16 +58,16 @@ def test_each_stage_sees_its_own_and_the_deeper_taps():
     term = ready()
     order = list(STUDENT)
     for stage, tap in enumerate(order):
-        student = outputs(STUDENT)
+        student = outputs(**STUDENT)
         leaves = {name: value.requires_grad_() for name, value in student.features.items()}
-        term.stage_losses(student, outputs(TEACHER, seed=1))[tap].backward()
+        term.stage_losses(student, outputs(1, **TEACHER))[tap].backward()
         reached = [name for name in order if leaves[name].grad is not None]
         assert reached == order[stage:]
 
 
 def test_the_attention_chooses_between_map_and_residual():
     term = ready().eval()
-    student, teacher = outputs(STUDENT), outputs(TEACHER, seed=1)
+    student, teacher = outputs(**STUDENT), outputs(1, **TEACHER)
     changed = Outputs(student.logits, {**student.features, "block3": maps(4, 12, 2, 2, seed=5)})
     with torch.no_grad():
         for name in ("block1", "block2"):
@@ -102,14 +91,14 @@ def test_any_sizes_meet(ours, theirs):
     student = {f"block{i + 1}": (4 + i, side, side) for i, side in enumerate(ours)} | {"penultimate": (9,)}
     teacher = {f"block{i + 1}.pre": (5 + i, side, side + 1) for i, side in enumerate(theirs)} | {"penultimate": (3,)}
     term = ready(student, teacher)
-    value = term(outputs(student), outputs(teacher, seed=1), batch())
+    value = term(outputs(**student), outputs(1, **teacher), batch())
     assert torch.isfinite(value)
 
 
 @pytest.mark.parametrize("count", [2, 1])
 def test_small_batches_train_every_parameter(count):
     term = ready()
-    value = term(outputs(STUDENT, count), outputs(TEACHER, count, seed=1), batch(count))
+    value = term(outputs(count=count, **STUDENT), outputs(1, count, **TEACHER), batch(count))
     value.backward()
     assert torch.isfinite(value)
     assert all(parameter.grad is not None for parameter in term.parameters())
@@ -126,7 +115,7 @@ def test_defaults_are_those_of_the_authors():
 
 
 def test_warm_up_runs_over_epochs_counted_from_one():
-    student, teacher = outputs(STUDENT), outputs(TEACHER, seed=1)
+    student, teacher = outputs(**STUDENT), outputs(1, **TEACHER)
     term = ready()
     full = term(student, teacher, batch()).item()
     for epoch, share in ((0, 0.05), (9, 0.5), (19, 1.0), (200, 1.0)):
@@ -161,4 +150,4 @@ def test_tokens_and_a_missing_teacher_are_refused():
     with pytest.raises(UserError, match=r"tap 'block2.pre' of the teacher has shape \[2, 16, 8\], neither that of"):
         ready(teacher={**TEACHER, "block2.pre": (16, 8)})
     with pytest.raises(UserError, match="reviewkd: needs a teacher, but the job has none"):
-        ReviewKD().setup(Task(10, 100, 1, outputs(STUDENT, 2)))
+        ReviewKD().setup(Task(10, 100, 1, outputs(count=2, **STUDENT)))

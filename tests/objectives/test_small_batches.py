@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from builders import batch
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
@@ -56,12 +57,12 @@ def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **s
     plain = build(num_classes=classes, **theirs).eval().requires_grad_(False)
     teacher = tapped(plain, terms.teacher_taps, Model(model=theirs["name"])).eval()
 
-    def batch(count: int) -> Batch:
-        image, index = torch.randn(count, 3, size, size), torch.arange(count)
-        return Batch(image, torch.tensor(train.labels)[:count], index, teacher=teacher(image).detach())
+    def taught(count: int) -> Batch:
+        image = torch.randn(count, 3, size, size)
+        return batch(image=image, label=torch.tensor(train.labels)[:count], teacher=teacher(image).detach())
 
     with torch.no_grad():
-        probe, small = batch(2), batch(count)
+        probe, small = taught(2), taught(count)
     student = build(num_classes=classes, **ours)
     recipe = SimpleNamespace(epochs=10, batch_size=count)
     _, student, _, _ = prepare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import recipe_of, run, run_in_two
@@ -41,8 +42,8 @@ def set_up(student=None, **settings) -> AdversarialLocalDistribution:
     return term
 
 
-def batch(count: int) -> Batch:
-    return Batch(draw(count, 3, 4, 4), torch.arange(count) % 4, torch.arange(count))
+def views(count: int) -> Batch:
+    return batch(image=draw(count, 3, 4, 4), label=torch.arange(count) % 4)
 
 
 # --- the particles
@@ -109,7 +110,7 @@ def test_particles_stay_among_the_pixels_where_wanted():
     term = set_up(clip=None, eps=50.0)
     seen = []
     term.task.student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    data = batch(4)
+    data = views(4)
     term(Outputs(torch.zeros(4, 4)), Outputs(torch.zeros(4, 4)), data)
     assert seen[0].min() == -2
     assert seen[0].max() == 2
@@ -120,7 +121,7 @@ def test_particles_stay_among_the_pixels_where_wanted():
 
 def test_its_value_is_the_mean_squared_difference_of_the_label_losses():
     term = set_up(particles=2, images=3)
-    data = batch(5)
+    data = views(5)
     with torch.no_grad():
         ours, theirs = term.task.student(data.image), term.task.teacher(data.image)
         found = term(ours, theirs, data)
@@ -138,7 +139,7 @@ def test_its_value_is_the_mean_squared_difference_of_the_label_losses():
 
 def test_noise_belongs_to_the_sample_not_to_its_place_in_the_batch():
     term = set_up(particles=3)
-    data = batch(4)
+    data = views(4)
     noise = term.noise(data, 4).view(3, 4, 3, 4, 4)
     assert noise.abs().max() <= 0.5
     assert noise.std() == pytest.approx(12**-0.5, rel=0.1)
@@ -150,7 +151,7 @@ def test_noise_belongs_to_the_sample_not_to_its_place_in_the_batch():
 def test_the_gradient_reaches_the_student_through_particles_and_clean_images():
     student = Smooth(1).requires_grad_(True)
     term = set_up(student)
-    data = batch(2)
+    data = views(2)
     term(Outputs(torch.zeros(2, 4)), term.task.teacher(data.image), data).backward()  # the particles alone
     assert student[0].weight.grad.any()
 

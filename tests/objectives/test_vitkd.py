@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from builders import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.term import Task
 from kdstream.objectives.vitkd import ViTKD, random_mask
@@ -23,11 +24,6 @@ def tokens(count: int, length: int, width: int, seed: int = 0, taps=TAPS) -> Out
     generator = torch.Generator().manual_seed(seed)
     features = {tap: torch.randn(count, length, width, generator=generator) for tap in taps}
     return Outputs(torch.zeros(count, 10), features)
-
-
-def batch(count: int, key: torch.Tensor | None = None) -> Batch:
-    index = torch.arange(count)
-    return Batch(torch.zeros(count, 3, 1, 1), torch.zeros(count, dtype=torch.int64), index, rng_key=key)
 
 
 def ready(ours=(16, 6), theirs=(16, 8), student=None, teacher=None, **settings_) -> ViTKD:
@@ -64,7 +60,7 @@ def test_masks_are_spread_evenly_and_differ_from_key_to_key():
 
 def test_the_key_draws_and_the_index_where_there_is_none():
     term = ready()
-    first, second = (term.mask(batch(5, torch.arange(5) + shift)) for shift in (0, 100))
+    first, second = (term.mask(batch(5, key=torch.arange(5) + shift)) for shift in (0, 100))
     assert torch.equal(term.mask(batch(5)), first)
     assert not torch.equal(first, second)
     assert first.shape == (5, 16)
@@ -140,7 +136,7 @@ def test_a_part_of_weight_0_is_left_out_and_not_trained(off, left):
 def test_the_loss_of_a_batch_is_the_mean_over_its_samples():
     """So that slices on several processes add up to one process's loss, masks included."""
     term = ready()
-    student, teacher, whole = tokens(6, 16, 6), tokens(6, 16, 8, seed=1), batch(6, torch.arange(6) * 7919)
+    student, teacher, whole = tokens(6, 16, 6), tokens(6, 16, 8, seed=1), batch(6, key=torch.arange(6) * 7919)
     parts = []
     for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
         parts.append(

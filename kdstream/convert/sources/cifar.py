@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.convert.split import ArraySplit, Source, Split, unique_keys
+from kdstream.data.cache_folder import cache_folder
 from kdstream.errors import UserError
 
 
@@ -20,8 +21,7 @@ def cifar(dataset: Any, name: str, place: str) -> Source:
         place: the folder that holds torchvision's folder (``cifar-10-batches-py``); downloaded into it when absent.
             Empty: ``kdstream/NAME`` in the user's cache folder.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    root = Path(os.path.abspath(os.path.expanduser(place)) if place else os.path.join(cache, "kdstream", name))
+    root = Path(os.path.abspath(os.path.expanduser(place))) if place else cache_folder(name)
     present = (root / dataset.base_folder).is_dir()
     made: dict[str, Split] = {}
     classes: list[str] = []

@@ -1,0 +1,202 @@
+"""Charts for a page: curves and bars as SVG by matplotlib, in the page's own colours and letters."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from kdstream.terminal import visible
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white paper swallows;
+# second of each pair: the same hue for a dark page.
+PALETTE = [
+    ("#0072b2", "#4aa8e8"),
+    ("#d55e00", "#f0803c"),
+    ("#009e73", "#2cc79b"),
+    ("#b0508a", "#e08fc0"),
+    ("#b97f00", "#e9ab25"),
+    ("#2a9bd6", "#8ed1f5"),
+]
+INK, GRID, SHADE = "#1b1b1f", "#c9c9d1", "#e9e9ef"
+DASHES: dict[str, tuple[float, ...]] = {"solid": (), "dashed": (6, 3), "dotted": (2, 2.5), "dashdot": (8, 3, 2, 3)}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a run is drawn: a colour of the palette (None = ink) and a dash pattern."""
+
+    name: str
+    colour: int | None
+    dash: str
+
+    @property
+    def stroke(self) -> str:
+        """The colour, for CSS."""
+        return "var(--ink)" if self.colour is None else f"var(--c{self.colour})"
+
+    @property
+    def pattern(self) -> str:
+        """``stroke-dasharray`` of an SVG; empty for a solid line."""
+        return " ".join(map(str, DASHES[self.dash]))
+
+
+def nth_look(name: str, n: int) -> Look:
+    """First all colours with solid lines, then all of them dashed, and so on."""
+    return Look(name, n % len(PALETTE), list(DASHES)[n // len(PALETTE) % len(DASHES)])
+
+
+@dataclass
+class Line:
+    """One curve: NaN is a gap."""
+
+    x: list[float]
+    y: list[float]
+    colour: int | None
+    dash: str = "solid"
+    dots: bool = True
+    stairs: bool = False
+
+
+@dataclass
+class Chart:
+    """A drawn chart: SVG that takes its colours from the page, and what stands above it."""
+
+    title: str
+    note: str
+    svg: Markup
+    looks: Sequence[Look] = ()
+
+
+class Plotter:
+    """Draws charts as inline SVG that takes its colours from the page.
+
+    matplotlib's objects are used without pyplot, so nothing outlives a chart.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def lines(
+        self, title: str, curves: Sequence[Line], note: str = "", log: bool = False, shade: float = 0
+    ) -> Chart | None:
+        """A chart of curves over epochs; epochs up to ``shade`` are marked as preparation. None without any value."""
+        curves = [curve for curve in curves if any(map(math.isfinite, curve.y))]
+        if not curves:
+            return None
+        short = max(len(curve.y) for curve in curves) <= 12
+
+        def draw(axes: Any) -> None:
+            from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+            if shade:
+                axes.axvspan(0.5, shade + 0.5, color=SHADE, linewidth=0, zorder=0)
+            for curve in curves:
+                axes.plot(
+                    curve.x,
+                    curve.y,
+                    color=_colour(curve.colour),
+                    linestyle=(0, DASHES[curve.dash]) if curve.dash != "solid" else "solid",
+                    linewidth=1.4,
+                    marker="o",
+                    markersize=3.2,
+                    markevery=_marked(curve.y, everywhere=short) if curve.dots else [],
+                    drawstyle="steps-post" if curve.stairs else "default",
+                    solid_joinstyle="round",
+                )
+            if log:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no mathtext: it is slow
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            xs = [x for curve in curves for x in curve.x]
+            margin = max((max(xs) - min(xs)) * 0.02, 0.5 if max(xs) == min(xs) else 0.0)
+            axes.set_xlim(min(xs) - margin, max(xs) + margin)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+            axes.set_xlabel("epoch")
+
+        return self._figure(title, note, draw)
+
+    def bars(self, title: str, labels: Sequence[str], heights: Sequence[float], note: str = "") -> Chart:
+        """A bar chart; the first bar stands for the original where it is called so."""
+
+        def draw(axes: Any) -> None:
+            colours = [INK if label == "original" else _colour(0) for label in labels]
+            axes.bar(range(len(labels)), heights, width=0.8, color=colours)
+            step = math.ceil(len(labels) / 11)
+            shown = [i for i in range(len(labels)) if labels[i] == "original" or (i - 1) % step == 0]
+            axes.set_xticks(shown, [labels[i].replace("original", "orig.") for i in shown])
+            axes.set_ylabel("% of images")
+            axes.set_xlabel("JPEG quality")
+
+        return self._figure(title, note, draw)
+
+    def _figure(self, title: str, note: str, draw: Callable[[Any], None]) -> Chart:
+        # Imported here: whoever only trains should not wait for matplotlib.
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        self._count += 1
+        style: dict[Any, Any] = {
+            "svg.fonttype": "none",  # text stays text: small, sharp, in the page's own font
+            "svg.hashsalt": f"figure{self._count}",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.linewidth": 0.7,
+            "axes.grid": True,
+            "axes.grid.axis": "y",
+            "axes.axisbelow": True,
+            "grid.color": GRID,
+            "grid.linewidth": 0.5,
+            "axes.formatter.use_mathtext": False,
+            "text.usetex": False,
+            "path.simplify": True,
+            "path.simplify_threshold": 0.3,
+        }
+        with matplotlib.rc_context(style):
+            figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+            FigureCanvasSVG(figure)
+            figure.patch.set_visible(False)
+            axes = figure.add_subplot()
+            axes.patch.set_visible(False)
+            draw(axes)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return Chart(title, note, Markup(_page_svg(buffer.getvalue(), f"f{self._count}", title)))
+
+
+def _page_svg(svg: str, prefix: str, title: str) -> str:
+    """matplotlib's SVG made fit for a page: colours as CSS variables, ids unique in the page, no dead weight."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'(?<= d=")[^"]+', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(m[0].split())), svg)
+    svg = re.sub(r"font: [^;\"]*", "font-size: 10px", svg)
+    colours = {INK: "--ink", GRID: "--grid", SHADE: "--shade"}
+    colours |= {light: f"--c{i}" for i, (light, _) in enumerate(PALETTE)}
+    svg = re.sub(r"#[0-9a-f]{6}", lambda m: f"var({colours[m[0]]})" if m[0] in colours else m[0], svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    name = escape(visible(title, keep="\n"))
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+
+
+def _marked(values: Sequence[float], everywhere: bool) -> list[int]:
+    """Where a dot is drawn: at every value, or only at those that no line reaches."""
+    seen = [False, *map(math.isfinite, values), False]
+    return [i for i in range(len(values)) if seen[i + 1] and (everywhere or not (seen[i] or seen[i + 2]))]
+
+
+def _colour(number: int | None) -> str:
+    return INK if number is None else PALETTE[number][0]
