@@ -450,13 +450,11 @@ MAKE = """
 import sys
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from pathlib import Path
-from kdstream.stream import coding_plan
 from test_coding_plan import stream_of
-coding_plan.CHUNK = 16
 import kdstream.stream.stream as module
-module.CHUNK = 16
+module.CHUNK = 17  # 13 full chunks, and two that share what is left
 if "RANK" in __import__("os").environ:
     torch.distributed.init_process_group("gloo")
 stream_of(Path(sys.argv[1]), "decode | coded(hkl, delta=10, plan=auto) | teacher", workers=int(sys.argv[3])).open()
