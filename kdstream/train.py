@@ -19,5 +19,7 @@ if __name__ == "__main__":
 
     from kdstream.cli.train import leave, main
 
+    if not {"-h", "--help"} & set(sys.argv):
+        pass  # what takes long to load
     imported()
     leave(main())

@@ -134,13 +134,13 @@ def shortened(taps: Iterable[str]) -> str:
         plain = name.removesuffix(".pre")
         if name != plain and groups.get(plain) == numbers:
             continue  # said beside the plain ones
-        words.append(name.format(_run(numbers)))
+        words.append(name.format(_span(numbers)))
         if numbers and name == plain and groups.get(f"{name}.pre") == numbers:
             words.append("(.pre)")
     return " ".join(words)
 
 
-def _run(numbers: list[int]) -> str:
+def _span(numbers: list[int]) -> str:
     if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}..{numbers[-1]}"
     return ",".join(map(str, numbers))

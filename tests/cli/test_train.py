@@ -18,6 +18,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
+import kdstream
 import kdstream as kd
 from kdstream.cli import train
 from kdstream.data.shards import open_shards
@@ -26,7 +27,7 @@ from kdstream.recipe import load_recipe
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.metrics import read_metrics
 
-TRAIN = train.__file__
+TRAIN = str(Path(kdstream.__file__).parent / "train.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
@@ -250,7 +251,7 @@ def test_interrupted_before_the_training(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "load_recipe", interrupt)
+    monkeypatch.setattr("kdstream.recipe.load_recipe", interrupt)
     assert train.main([]) == 130
     assert capsys.readouterr().err == "interrupted; the same command continues\n"
 
@@ -259,7 +260,7 @@ def test_a_disk_error_of_anything_is_one_line(monkeypatch, capsys):
     def fail(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/birds")
 
-    monkeypatch.setattr(train, "load_recipe", fail)
+    monkeypatch.setattr("kdstream.recipe.load_recipe", fail)
     assert train.main([]) == 2
     line = "error: /data/birds: Permission denied; allow writing there, then the same command continues\n"
     assert capsys.readouterr().err == line

@@ -176,7 +176,7 @@ def test_ab_counts_a_teacher_at_zero_as_inactive():
 
 def test_ab_doubles_its_weights_and_connects_only_where_shapes_differ():
     term = ActivationBoundary()
-    assert (term.weights, term.scale, term.margin) == ((0.25, 0.5, 1.0), 0.003, 1.0)
+    assert (list(term.weights), term.scale, term.margin) == ([0.25, 0.5, 1.0], 0.003, 1.0)
     shapes = {"block1.pre": (4, 8, 8), "block2.pre": (4, 8, 8), "block3.pre": (4, 8, 8)}
     teacher = {"block1.pre": (4, 8, 8), "block2.pre": (5, 8, 8), "block3.pre": (4, 4, 4)}
     student, target = outputs(**shapes), outputs(1, **teacher)
