@@ -167,9 +167,7 @@ def test_interrupted_says_how_to_go_on(source, reference, tmp_path, processes, s
         if not (dest / "dataset.json").exists():
             break
     assert process.returncode == code
-    assert one_line(errors) == (
-        f"make_shards: {word}: finished shards are kept, run the same command again to continue\n"
-    )
+    assert one_line(errors) == (f"{word}: finished shards are kept, run the same command again to continue\n")
     result = make_shards(f"imagefolder:{source}", dest, shard_count=12)
     assert result.kept_shards >= 1
     assert_same(reference, dest)
