@@ -1,5 +1,6 @@
 """The entry: ``accelerate launch kdstream/train.py [RECIPE] [key=value ...]``: the verb ``kdstream train``."""
 
+import importlib
 import os
 import sys
 
@@ -20,6 +21,6 @@ if __name__ == "__main__":
     from kdstream.cli.train import leave, main
 
     if not {"-h", "--help"} & set(sys.argv):
-        pass  # what takes long to load
+        importlib.import_module("kdstream.training.job")  # what takes long to load
     imported()
     leave(main())
