@@ -37,7 +37,7 @@ def build_within(spec: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     most = 8 * numbers + _SLACK
 
     def built() -> nn.Module:
-        with _Budget(source, len(state), most):
+        with torch.set_grad_enabled(torch.is_grad_enabled()), _Budget(source, len(state), most):
             return build(**spec)
 
     try:
@@ -64,6 +64,8 @@ class _Budget(TorchFunctionMode):
         self.numbers = numbers
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch._C._set_grad_enabled:  # a constructor's no_grad must end, however it ends
+            return function(*args, **(kwargs or {}))
         self.calls -= 1
         if function in (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn):
             self.numbers -= _size(args)

@@ -193,6 +193,7 @@ def test_weights_files_and_arguments_that_are_not_its_own(export, spec, message)
 )
 def test_a_file_is_never_built_larger_than_its_weights(export, spec):
     refused(export({"num_classes": 3, **spec}), r"larger than|must be a whole number|another archi|numbers$|list of")
+    assert torch.is_grad_enabled()  # constructors that were stopped may have switched it off
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"])
