@@ -110,7 +110,7 @@ def test_defaults_are_not_shared_between_recipes():
             for value, said in (
                 ("all", "; it is 'all'"),
                 ([], r"\[0, 3, 7\]; it is \[\]"),
-                ([True, 1], "; true is neither .*in quotes"),
+                ([True, 1], "; True is neither .*in quotes"),
                 ([0.0], "; 0.0 is neither"),
                 ({"a": 1}, "as "),
             )
