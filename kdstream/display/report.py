@@ -88,6 +88,7 @@ def _page(
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
         autoescape=True,
+        keep_trailing_newline=True,
         undefined=StrictUndefined,
         finalize=_readable,
         trim_blocks=True,
