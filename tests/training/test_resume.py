@@ -425,7 +425,7 @@ def test_where_something_is_frozen_or_rests_it_is_said(digits, tmp_path):
     said.file.flush()
     text = (tmp_path / "said").read_text()
     assert f"job: frozen: {HERE}:Frozen\n" in text
-    seen = set(trainer.probe.label.tolist())
+    seen = set(trainer.setup.probe.label.tolist())
     resting = [f"{HERE}:Classwise.layers.{label}" for label in range(10) if label not in seen]
     assert f"the loss of the first images does not reach {', '.join(resting)}; only batches that do move it" in (
         " ".join(text.split())
