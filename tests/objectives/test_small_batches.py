@@ -37,7 +37,9 @@ def networks(name: str) -> tuple[dict, dict]:
     return {"name": "resnet8"}, {"name": "resnet14"}
 
 
-def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **settings: object) -> list[float]:
+def largest_gradients(
+    name: str, classes: int, count: int, size: int = SIZE, world: int = 1, **settings: object
+) -> list[float]:
     """The largest gradient of the student's parameters in every stage that trains it.
 
     Args:
@@ -45,6 +47,7 @@ def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **s
         classes: C.
         count: samples of the batch, which the term is told of.
         size: of the images.
+        world: processes that share a batch.
         settings: of the term.
 
     Raises:
@@ -66,7 +69,7 @@ def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **s
     student = build(num_classes=classes, **ours)
     recipe = SimpleNamespace(epochs=10, batch_size=count)
     _, student, _, _ = prepare(
-        student, Model(model=ours["name"]), teacher, (train.mean, train.std), terms, probe, train, recipe, 1
+        student, Model(model=ours["name"]), teacher, (train.mean, train.std), terms, probe, train, recipe, world
     )
     distiller = Distiller(student, terms)
     found = []
@@ -198,4 +201,4 @@ def test_features_of_one_channel(name, feature, message):
 
 def test_more_processes_than_samples_in_a_batch():
     with pytest.raises(UserError, match="has fewer samples than there are processes: raise batch_size"):
-        largest_gradients("kd", 3, 0)
+        largest_gradients("kd", 3, 2, world=3)

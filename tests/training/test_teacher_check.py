@@ -79,15 +79,16 @@ LOSSES = {
 
 def test_a_teacher_whose_classes_stand_in_another_order_teaches_the_same(made, tmp_path):
     settings = {"epochs": 1, "runs": LOSSES}
-    run(recipe_of(made.data, tmp_path / "straight", teacher=made.words, **settings))
-    printed = told(recipe_of(made.data, tmp_path / "turned", teacher=made.turned, **settings))
+    data = shutil.copytree(made.data, tmp_path / "data", ignore=shutil.ignore_patterns("*.coding-*"))
+    run(recipe_of(data, tmp_path / "straight", teacher=made.words, **settings))
+    printed = told(recipe_of(data, tmp_path / "turned", teacher=made.turned, **settings))
     assert "another order ('eight hand', 'five hand', 'four hand', ...) than the data's ('zero hand'" in printed
     assert "warning" not in printed
     for name in LOSSES:
         straight, turned = (kd.load_student(tmp_path / kind / name) for kind in ("straight", "turned"))
         assert weights_hash(straight) == weights_hash(turned), name
         assert turned.classes == WORDS
-    assert len(list(made.data.glob("*.bin"))) == 1, "one plan serves both"
+    assert len(list(data.glob("*.bin"))) == 1, "one plan serves both"
 
 
 def test_other_classes_are_refused_and_same_takes_them(digits, made, tmp_path):
