@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _WITHIN = re.compile(rf"({_SCHEME})([^\s'\"]*)")
 _WHOLE = re.compile(rf"({_SCHEME})(.*)", re.DOTALL)
 
 
-def is_url(text: object) -> bool:
+def is_url(text: object) -> TypeGuard[str]:
     """Whether it is an address and not a path."""
     return isinstance(text, str) and _WHOLE.match(text) is not None
 

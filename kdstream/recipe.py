@@ -108,11 +108,7 @@ class Model(Part):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        is_file = "/" in value or "\\" in value or Path(value).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
-        is_address = "://" in value
-        return {"weights" if is_address or (is_file and ":" not in value) else "model": value}
+        return _model_of(value) if isinstance(value, str) else value
 
     @field_validator("options")
     @classmethod
@@ -320,8 +316,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        deep = isinstance(value, Mapping) and isinstance(old, Mapping) and key != "loss"
-        merged[key] = merge(old, value) if deep else value  # type: ignore[arg-type]
+        if key != "loss" and isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -470,6 +468,13 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def _model_of(text: str) -> dict[str, str]:
+    """The group that a model's shorthand stands for: its name, or a file or an address of weights."""
+    is_file = "/" in text or "\\" in text or Path(text).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
+    is_address = "://" in text
+    return {"weights" if is_address or (is_file and ":" not in text) else "model": text}
+
+
 def _put(
     settings: dict[str, Any], keys: Sequence[str], value: Any, override: str, within: str | None = None
 ) -> dict[str, Any]:
@@ -477,11 +482,11 @@ def _put(
     inner = settings.get(keys[0])
     if len(keys) == 1:
         if keys[0] in ("student", "teacher") and isinstance(inner, dict) and isinstance(value, str):
-            value = {**inner, **Model._from_text(value)}  # another network, the rest of the group as it was
+            value = {**inner, **_model_of(value)}  # another network, the rest of the group as it was
             value = value if value.get("weights") is None else {k: v for k, v in value.items() if k != "train"}
         return {**settings, keys[0]: value}
     if isinstance(inner, str) and keys[0] in ("student", "teacher"):
-        inner = Model._from_text(inner)
+        inner = _model_of(inner)
     elif isinstance(inner, str) and keys[0] == "loss":
         inner = {inner: 1.0}
     elif within == "loss" and isinstance(inner, int | float):

@@ -74,7 +74,8 @@ def roundtrip(
     number, channels, height, width = images.shape
     kernel = _kernel()
     halved = subsampling == "4:2:0" and channels == 3
-    run, extra = kernel.roundtrip_full, ()
+    extra: tuple[int, ...] = ()
+    run = kernel.roundtrip_full
     if halved:
         many, band = _piece(height, width)
         run, extra = kernel.roundtrip_halved, (many, band)
