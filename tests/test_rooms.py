@@ -19,8 +19,8 @@ FLOORS = (
     {"convert"},
     {"data", "jpeg", "recipe"},
     {
-        *("addresses", "atomic", "bars", "batch", "errors", "hashing", "lock", "registry", "rng", "safe_yaml"),
-        "terminal",
+        *("addresses", "atomic", "bars", "batch", "errors", "hashing", "lock", "notes", "registry", "rng"),
+        *("safe_yaml", "terminal"),
     },
 )
 """From the top floor to the ground. A room knows those below it and, on the floors of ``SHARED``, its neighbours."""

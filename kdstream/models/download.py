@@ -371,7 +371,7 @@ class _Web(urllib_request.HTTPHandler, urllib_request.HTTPSHandler):
     def _noting(self, kind: type[HTTPConnection]) -> Any:
         sockets = self._sockets
 
-        class Connection(kind):  # type: ignore[misc, valid-type]
+        class Connection(kind):  # type: ignore[misc, valid-type]  # a base that comes as a value
             def connect(self) -> None:
                 super().connect()
                 sockets.append(self.sock)

@@ -17,6 +17,7 @@ from kdstream.models.classes import Choice, fit_classes
 from kdstream.models.download import cached
 from kdstream.models.export import describe, read_export
 from kdstream.models.weights import check_place, count_classes, load_state, read_weights, recognise
+from kdstream.notes import About, spec_of
 
 
 def load_teacher(
@@ -134,7 +135,7 @@ def load_network(
         raise UserError(f"{source} does not show for how many classes {name} is: give num_classes")
     network = build(name, classes, **options)
     load_state(network, state, source)
-    return describe(network, {"spec": network.spec})
+    return describe(network, {"spec": spec_of(network)})
 
 
 def check_weights(weights: str) -> None:
@@ -152,7 +153,10 @@ def check_weights(weights: str) -> None:
 def brings_weights(model: str, options: Mapping[str, Any]) -> bool:
     """Whether ``build(model, ..., **options)`` gives a trained network: torchvision's or timm's weights, or, as far as
     one can tell, those of somebody's own factory."""
-    return bool(options.get(_switch(model))) or (is_dotted(model) and any(map(options.get, ("weights", "pretrained"))))
+    switch = _switch(model)
+    return bool(switch and options.get(switch)) or (
+        is_dotted(model) and any(map(options.get, ("weights", "pretrained")))
+    )
 
 
 def without_weights(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +185,10 @@ def _published(
     if num_classes not in (None, found):
         raise UserError(f"the weights of {model} are for {found} classes, the data has {num_classes}")
     network = build(model, found, **options)
-    standard = {} if is_dotted(model) else {"mean": list(network.mean), "std": list(network.std)}
-    return describe(network, {"spec": network.spec, "classes": names, **standard})
+    about: About = {"spec": spec_of(network), "classes": names}
+    if not is_dotted(model):
+        about["mean"], about["std"] = list(vars(network)["mean"]), list(vars(network)["std"])
+    return describe(network, about)
 
 
 def _switch(model: str) -> str | None:
@@ -207,7 +213,7 @@ def _exported(
     network = read_export(
         weights, lambda spec: trust_code or {key: spec[key] for key in spec if key != "num_classes"} == named
     )
-    spec = network.spec
+    spec = spec_of(network)
     if num_classes not in (None, spec["num_classes"]):
         raise UserError(f"{weights} is for {spec['num_classes']} classes, the data has {num_classes}")
     if model not in (None, spec["name"]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
@@ -83,7 +85,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N,3,H,W] -> logits [N,C]."""
-        check_images(x, self, self.conv1[0].in_channels)
+        first: Any = self.conv1[0]  # a convolution
+        check_images(x, self, first.in_channels)
         x = self.conv1(x)
         for group in self.blocks:
             x = group(x)
