@@ -14,6 +14,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.regressor import ConvRegressor
 from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -107,8 +108,8 @@ class ActivationBoundary(Term):
         mapped = self.connector[name](at_least_float32(student)) if name in self.connector else student
         return boundary_distance(mapped, teacher, self.margin)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return self.scale * sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return self.scale * total(
             weight * self.boundary(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True)
             if weight > 0

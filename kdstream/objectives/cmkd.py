@@ -97,7 +97,7 @@ class CorrelationMatching(Term):
         beta, gamma = entropies.new_tensor(self.beta), entropies.new_tensor(self.gamma)
         return torch.where(unsure, beta, gamma), torch.where(unsure, gamma, beta)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pearson, spearman = self.parts(student.logits, teacher.logits)
         on_pearson, on_spearman = self.weights(self.entropies(teacher.logits))
         return (on_pearson * pearson + on_spearman * spearman).mean()

@@ -14,6 +14,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.regressor import ConvRegressor
 from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name, whole
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -87,10 +88,10 @@ class FitNet(Term):
         predicted = self.connector[module_name(tap)](at_least_float32(student))
         return F.mse_loss(at_least_float32(predicted), at_least_float32(teacher))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         # A tap of weight 0 must not be multiplied by 0: its layers would still be reached, and weight decay would
         # shrink them although nothing trains them.
-        return sum(
+        return total(
             weight * self.hint_distance(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True)
             if weight > 0

@@ -15,6 +15,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, Milestones, Positive, Taps, Weights
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -108,6 +109,6 @@ class FlowOfSolution(Term):
             return [square.mean() for square in squares]
         return [square.sum(dim=(1, 2)).mean() for square in squares]
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         parts = self.parts(student, teacher)
-        return sum(weight * part for weight, part in zip(self.weights, parts, strict=True) if weight > 0)
+        return total(weight * part for weight, part in zip(self.weights, parts, strict=True) if weight > 0)

@@ -147,7 +147,7 @@ class FactorTransfer(Term):
     def phases(self) -> Sequence[Phase]:
         return (self.phase,)
 
-    def reconstruction(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def reconstruction(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The phase's loss: mean squared error of the paraphraser's output against the teacher's map."""
         maps = at_least_float32(teacher.features[self.teacher_taps[0]])
         decoded = self.paraphraser.decoder(self.paraphraser.encoder(maps))
@@ -157,7 +157,7 @@ class FactorTransfer(Term):
         """Q-hat of the term's form: [N,F,H,W] -> [N,D], rows of L2 norm 1 (a row of zeros stays zero)."""
         return attention(factor, self.p1) if self.form == "repdistiller" else F.normalize(factor.flatten(1), dim=1)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         with torch.no_grad():
             theirs = self.paraphraser.encoder(at_least_float32(teacher.features[self.teacher_taps[0]]))
         ours = self.translator(at_least_float32(student.features[self.student_taps[0]]))

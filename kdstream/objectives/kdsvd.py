@@ -14,6 +14,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, Positive, Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -159,5 +160,5 @@ class SingularValueTransfer(Term):
             for (s_low, t_low), (s_high, t_high) in pairwise(taps)
         ]
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(self.parts(student, teacher))
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(self.parts(student, teacher))

@@ -10,6 +10,7 @@ from kdstream.objectives.common.checks import need_maps, need_positions, need_te
 from kdstream.objectives.common.features import product, same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -37,7 +38,7 @@ def selectivity_distance(student: Tensor, teacher: Tensor) -> Tensor:
         difference = product(ours.mT, ours) / c - product(theirs.mT, theirs) / c_t
         return difference.square().sum(dim=(1, 2)).mean()
     within, between = [product(side, side.mT) for side in (ours, theirs)], product(ours, theirs.mT)
-    return sum(side.square().mean() for side in within) - 2 * between.square().mean()
+    return total(side.square().mean() for side in within) - 2 * between.square().mean()
 
 
 class NeuronSelectivity(Term):
@@ -72,8 +73,8 @@ class NeuronSelectivity(Term):
             need_maps("nst", ours, theirs, *pair)
             need_positions("nst", ours, theirs, *pair)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             selectivity_distance(student.features[ours], teacher.features[theirs])
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

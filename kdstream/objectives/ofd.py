@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
+from kdstream.objectives.common.features import pooled
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Probability, Taps, Weights, module_name
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -51,7 +53,7 @@ def partial_l2(student: Tensor, teacher: Tensor, margins: Tensor) -> Tensor:
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if student.shape[2:] != teacher.shape[2:]:
-        teacher = F.adaptive_avg_pool2d(teacher, student.shape[2:])
+        teacher = pooled(teacher, student.shape[2:])
     target = torch.maximum(teacher, margins.to(teacher.dtype).view(-1, 1, 1))
     counts = (student > target) | (target > 0)
     return torch.where(counts, student - target, 0.0).square().flatten(1).sum(1).mean()
@@ -94,18 +96,18 @@ def norm_before(network: nn.Module, path: str, channels: int) -> nn.BatchNorm2d 
     return next((norm for child in reversed(before) if (norm := _last_norm(child, channels)) is not None), None)
 
 
-def _fits(module: nn.Module, channels: int) -> bool:
+def _fits(module: nn.Module, channels: int) -> TypeGuard[nn.BatchNorm2d]:
     return isinstance(module, nn.BatchNorm2d) and module.num_features == channels and module.affine
 
 
 def _own_norm(module: nn.Module, channels: int) -> nn.BatchNorm2d | None:
     """The last of the module's direct children that is a fitting BatchNorm."""
-    return next((child for child in reversed(list(module.children())) if _fits(child, channels)), None)  # type: ignore[return-value]
+    return next((child for child in reversed(list(module.children())) if _fits(child, channels)), None)
 
 
 def _last_norm(module: nn.Module, channels: int) -> nn.BatchNorm2d | None:
     if _fits(module, channels):
-        return module  # type: ignore[return-value]
+        return module
     found = _own_norm(module, channels)
     children = reversed(list(module.children()))
     return found or next((norm for child in children if (norm := _last_norm(child, channels)) is not None), None)
@@ -184,9 +186,9 @@ class OverhaulOfFeatureDistillation(Term):
                     f"ofd: teacher_norms: the teacher has no BatchNorm2d of {channels} channels with weight and bias "
                     f"at {path!r}, for its tap {tap!r}"
                 )
-            return found  # type: ignore[return-value]
-        path = getattr(task.teacher, "paths", {}).get(tap)
-        norm = norm_before(network, path, channels) if network is not None and path is not None else None
+            return found
+        place = getattr(task.teacher, "paths", {}).get(tap)
+        norm = norm_before(network, place, channels) if network is not None and place is not None else None
         if norm is None:
             raise UserError(
                 f"ofd: no BatchNorm of {channels} channels found before the teacher's tap {tap!r}, so it has no "
@@ -203,8 +205,8 @@ class OverhaulOfFeatureDistillation(Term):
         predicted = self.connector[module_name(tap)](at_least_float32(student))
         return partial_l2(predicted, teacher, self.margins(tap))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             weight * self.distance(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.layer_weights, strict=True)
             if weight > 0

@@ -12,6 +12,7 @@ from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Count, Counts, Taps, Whole, module_name
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -33,8 +34,8 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor, levels: Sequence
         if level < student.shape[2]:
             weight /= 2
             weights += weight
-            pooled = (F.adaptive_avg_pool2d(maps, level) for maps in (student, teacher))
-            total = total + weight * F.mse_loss(*pooled)
+            ours, theirs = (F.adaptive_avg_pool2d(maps, level) for maps in (student, teacher))
+            total = total + weight * F.mse_loss(ours, theirs)
     return total / weights
 
 
@@ -161,5 +162,5 @@ class ReviewKD(Term):
             losses[ours] = hierarchical_context_loss(output, target, self.hcl_levels)
         return losses
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return self.ramp * sum(self.stage_losses(student, teacher).values())
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return self.ramp * total(self.stage_losses(student, teacher).values())

@@ -9,6 +9,7 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_samples, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, vectors
 from kdstream.objectives.common.settings import Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -47,8 +48,8 @@ class SimilarityPreserving(Term):
         need_teacher("sp", task)
         need_samples("sp", task, 2, "a similarity")
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             F.mse_loss(similarities(student.features[ours]), similarities(teacher.features[theirs]))
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

@@ -88,12 +88,12 @@ class Spearman(Term):
         """Ranks of both sides' classes: logits [N,C], [N,C] -> [N,C], [N,C]."""
         if self.ranks == "exact":  # those of the logits: the softmax keeps the order, but for rounding
             return exact_rank(student), exact_rank(teacher)
-        both = (probabilities(logits, self.temperature, self.zscore) for logits in (student, teacher))
-        return soft_ranks(*both, self.strength)
+        ours, theirs = (probabilities(logits, self.temperature, self.zscore) for logits in (student, teacher))
+        return soft_ranks(ours, theirs, self.strength)
 
     def coefficients(self, student: Tensor, teacher: Tensor) -> Tensor:
         """rho of every sample: logits [N,C], [N,C] -> [N]."""
         return rank_correlation(*self.ranked(student, teacher))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return (1 - self.coefficients(student.logits, teacher.logits)).mean()

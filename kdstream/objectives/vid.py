@@ -14,6 +14,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Positive, Taps, module_name
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -86,15 +87,15 @@ class VariationalInformation(Term):
         for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True):
             pair = student.features[ours], teacher.features[theirs]
             need_maps("vid", ours, theirs, *pair)
-            channels = [maps.shape[1] for maps in pair]
-            self.vid[module_name(ours)] = Gaussian(*channels, self.init_pred_var, self.eps)
+            inputs, outputs = (maps.shape[1] for maps in pair)
+            self.vid[module_name(ours)] = Gaussian(inputs, outputs, self.init_pred_var, self.eps)
 
     def likelihood(self, tap: str, student: Tensor, teacher: Tensor) -> Tensor:
         """The summand of the student's ``tap``: [N,C,H,W], [N,C',H',W'] -> scalar."""
         return self.vid[module_name(tap)](student, teacher)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             self.likelihood(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

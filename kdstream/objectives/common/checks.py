@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdstream.batch import Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.term import Task
+from kdstream.objectives.term import Network, Task
 
 
 def tap_pairs(
@@ -35,6 +35,17 @@ def need_teacher(owner: str, task: Task) -> Outputs:
     if task.teacher_outputs is None:
         raise UserError(f"{owner}: needs a teacher, but the job has none; name one or drop {owner} from the loss")
     return task.teacher_outputs
+
+
+def teacher_network(owner: str, task: Task) -> Network:
+    """The teacher itself.
+
+    Raises:
+        UserError: the job has none.
+    """
+    if task.teacher is None:
+        raise UserError(f"{owner}: needs a teacher, but the job has none; name one or drop {owner} from the loss")
+    return task.teacher
 
 
 def need_weight(owner: str, **weights: float) -> None:
