@@ -31,6 +31,7 @@ from kdstream.display.report import RunRecord, write_report
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
 from kdstream.models.pretrained import without_weights
+from kdstream.notes import architecture
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
@@ -259,7 +260,7 @@ class Job:
         folders: list[Path] = []
         for i, link in enumerate(links, 1):
             assert teacher is not None
-            before = teacher.network.spec["name"]
+            before = architecture(teacher.network)
             folder = self._kept(link, train, f"-{teacher.hash}")
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
             self._trainer(link, folder, train, val, teacher).fit()

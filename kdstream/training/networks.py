@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.taps import Tapped
+from kdstream.notes import about_of, taps_of
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Converted(nn.Module):
         data: whose mean and std the incoming images were standardised with.
         mean, std: the teacher's.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, network: Tapped, data: ShardSet, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -93,7 +98,8 @@ def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str
             if classes is None:
                 network = load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
             else:
-                network, network.about["note"] = _load_for(classes, wanted, "student")
+                network, note = _load_for(classes, wanted, "student")
+                about_of(network)["note"] = note
             check_finite(network)
             return network
     if wanted.classes is not None:
@@ -146,7 +152,7 @@ def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> T
     names = list(dict.fromkeys(taps))
     if not wanted.taps:
         return Tapped(network, names)
-    known = {**getattr(network, "taps", {}), **wanted.taps}
+    known = {**taps_of(network), **wanted.taps}
     missing = [name for name in names if name not in known]
     if missing:
         raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")
@@ -192,7 +198,10 @@ def _named(place: str) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from error
 
 
-def _channels(network: nn.Module, name: str) -> tuple[float, float, float] | None:
+def _channels(network: nn.Module, name: Literal["mean", "std"]) -> tuple[float, float, float] | None:
     """The ``mean`` or ``std`` that came with the weights; None where none did."""
-    values = network.about[name]
-    return None if values is None else tuple(values)
+    values = about_of(network)[name]
+    if values is None:
+        return None
+    red, green, blue = values
+    return red, green, blue

@@ -17,6 +17,7 @@ from torch import Tensor
 from kdstream.atomic import write_atomic
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
+from kdstream.notes import architecture, spec_of
 from kdstream.recipe import Recipe
 from kdstream.stream.stream import Stream
 from kdstream.training.chains import evaluation_chain
@@ -59,7 +60,7 @@ def check_teacher(
         return found
     with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
         measured, confusion = _measure(teacher, recipe, val, accelerator, display)
-    name = teacher.settings.model or teacher.network.spec["name"]
+    name = teacher.settings.model or architecture(teacher.network)
     found = {
         "name": f"teacher {name}",
         "model": name,
@@ -76,7 +77,7 @@ def check_teacher(
 def _key(teacher: Teacher, recipe: Recipe, val: ShardSet) -> str:
     """Names all that decides the numbers."""
     images = [val.fingerprint, val.mean, val.std, recipe.stream, recipe.eval_stream, recipe.precision]
-    deciding = [teacher.hash, teacher.network.spec, teacher.mean, teacher.std, val.num_classes, *images]
+    deciding = [teacher.hash, spec_of(teacher.network), teacher.mean, teacher.std, val.num_classes, *images]
     return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
 
 
@@ -96,16 +97,16 @@ def _measure(
     several = accelerator.num_processes > 1
 
     def reduce(values: Tensor) -> Tensor:
-        return accelerator.reduce(values) if several else values  # type: ignore[return-value]
+        return accelerator.reduce(values) if several else values
 
     given = {"mean": teacher.mean or val.mean, "std": teacher.std or val.std}
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes, "device": device}
     stream = Stream(val, recipe.eval_batch_size, train=False, workers=recipe.workers, given=given, **place)
     stream = stream | evaluation_chain(recipe)
     network = teacher.network.to(device)
-    classes = int(network.spec["num_classes"])
+    classes = int(spec_of(network)["num_classes"])
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    name = f"evaluation of the teacher {network.spec['name']}"
+    name = f"evaluation of the teacher {architecture(network)}"
     with display.task(name, stream.plan.size) as task, accelerator.autocast():
         measured = evaluate(network, stream, reduce, task.advance, confusion)
     network.cpu()
