@@ -73,7 +73,7 @@ def classes_table(result: accurate.Accuracy, most: int = 20, shown: int = 10) ->
     rows = list(zip(result.classes, result.confusion.sum(1).tolist(), result.per_class, strict=True))
     heading = "by class"
     if len(rows) > most:
-        rows = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])[:shown]
+        rows = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2] or 0.0)[:shown]
         heading = f"the {len(rows)} least accurate of {len(result.classes)} classes"
     table = Table(box=SIMPLE)
     table.add_column("class", overflow="ellipsis", no_wrap=True)

@@ -18,6 +18,7 @@ from kdstream.addresses import public
 from kdstream.atomic import write_atomic
 from kdstream.bars import progress_bars
 from kdstream.errors import UserError
+from kdstream.notes import about_of
 from kdstream.terminal import visible
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def prepare(options: argparse.Namespace, command: str) -> Measurement:
         name=name,
         network=network.requires_grad_(False).eval().to(device),
         data=data,
-        mean=network.about["mean"] or data.mean,
-        std=network.about["std"] or data.std,
+        mean=about_of(network)["mean"] or data.mean,
+        std=about_of(network)["std"] or data.std,
         place={
             "size": size,
             "limit": options.limit,
@@ -153,7 +154,7 @@ def _choice(text: str | None) -> Any:
 
 def _trained_size(network: nn.Module, data: ShardSet) -> int | None:
     """The side of the square that an export was trained on, where the images have another size; else None."""
-    trained = network.about["image_size"]
+    trained = about_of(network)["image_size"]
     height, width = (trained, trained) if isinstance(trained, int) else trained or (None, None)
     return height if height == width and (height, width) != data.image_size else None
 

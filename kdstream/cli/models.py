@@ -82,8 +82,14 @@ def _positive(text: str) -> int:
 
 
 def _overview(costs: list[Cost], title: str) -> Table:
-    settings = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns hold the longest line
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **settings)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,  # 80 columns hold the longest line
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("Model", no_wrap=True)
     table.add_column("Parameters", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
