@@ -18,7 +18,7 @@ from kdstream import jpeg
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.hashing import name_of
-from kdstream.jpeg.reference import check_subsampling
+from kdstream.jpeg.reference import Subsampling, check_subsampling
 from kdstream.registry import import_named, nearest
 from kdstream.rng import keys, uniform
 from kdstream.stream.augment import center_box, color_jitter, crop_flip, random_box, random_flip
@@ -195,7 +195,7 @@ def _qualities(selector: Any, delta: int, key: Tensor) -> Tensor:
     return torch.arange(0, 101, delta, device=key.device).expand(len(key), -1)
 
 
-def _versions(image: Tensor, qualities: Tensor, selector: Any, subsampling: str) -> Tensor:
+def _versions(image: Tensor, qualities: Tensor, selector: Any, subsampling: Subsampling) -> Tensor:
     """uint8 [N,V,3,H,W]; where all samples have the same qualities the round trip shares its work."""
     shared = qualities if isinstance(selector, Random) and selector.low != selector.high else qualities[0]
     return jpeg.roundtrip(to_bytes(image), shared, subsampling)
@@ -205,7 +205,7 @@ def _rule(selector: Any, plan: Any) -> Choose | None:
     return None if isinstance(selector, Random) or isinstance(plan, Tensor) else selector
 
 
-def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: str) -> tuple[Tensor, Tensor]:
+def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: Subsampling) -> tuple[Tensor, Tensor]:
     """The one version of each image that a plan names.
 
     Args:
@@ -224,7 +224,9 @@ def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: str) -> tup
     return torch.where(original[..., None, None, None], image[:, None], version), choice.masked_fill(original, -1)
 
 
-def _coded_batches(batches: Iterator[Batch], selector: Any, delta: int, subsampling: str, plan: Any) -> Iterator[Batch]:
+def _coded_batches(
+    batches: Iterator[Batch], selector: Any, delta: int, subsampling: Subsampling, plan: Any
+) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(plan, Tensor):
             plan = plan.to(batch.index.device)  # once
@@ -236,7 +238,7 @@ def _coded_batches(batches: Iterator[Batch], selector: Any, delta: int, subsampl
 
 
 def _coded_samples(
-    samples: Iterator[Sample], selector: Any, delta: int, subsampling: str, plan: Any
+    samples: Iterator[Sample], selector: Any, delta: int, subsampling: Subsampling, plan: Any
 ) -> Iterator[Sample]:
     for sample in samples:
         if isinstance(plan, Tensor):
@@ -256,7 +258,7 @@ def _with_rule(batches: Iterator[Batch], rule: Choose | None) -> Iterator[Batch]
         yield replace(batch, selector=rule)
 
 
-def _sample_form(selector: Any, delta: int, subsampling: str, plan: Any) -> tuple[Stage, Stage]:
+def _sample_form(selector: Any, delta: int, subsampling: Subsampling, plan: Any) -> tuple[Stage, Stage]:
     # Whatever the round trip has to compile, it compiles here, once, and not in every reader process.
     jpeg.roundtrip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [50], subsampling)
     settings = {"selector": selector, "delta": delta, "subsampling": subsampling, "plan": plan}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,9 +135,11 @@ class Stream:
                 plan = load_plan(Path(asked), key, len(self.dataset))
             else:
                 chooser, together = self._chooser(view), self._is_joined()
-                place = (self.rank, self.world, self._share) if together else ()
+                place: dict[str, Any] = {}
+                if together:
+                    place = {"rank": self.rank, "world": self.world, "share": self._share}
                 choose = partial(chooser.batches, 0)
-                plan = make_plan(self.dataset, key, chooser.plan, choose, *place, after_chunk=after_chunk)
+                plan = make_plan(self.dataset, key, chooser.plan, choose, **place, after_chunk=after_chunk)
             stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
         return Chain(tuple(stages))
 
@@ -211,7 +213,7 @@ class Stream:
         """The steps of an epoch that this process sees."""
         return range(self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         steps = self._route()
         if self._first == 0 < len(steps) == self.step:  # left, but after its last batch
             self.epoch += 1
