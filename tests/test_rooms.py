@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ def test_no_import_comes_back_to_where_it_began():
 
     for module in MODULES:
         visit(module, ())
+
+
+def test_every_type_ignore_says_which_error_and_why():
+    reason = re.compile(r"# type: ignore\[[a-z-]+(, [a-z-]+)*\]  # \w+ \w+")
+    bare = [
+        f"{file}:{number}"
+        for file in MODULES.values()
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if "type: ignore" in line and not reason.search(line)
+    ]
+    assert not bare
 
 
 def test_the_ground_floor_imports_no_heavy_library_to_say_what_is_wrong():
