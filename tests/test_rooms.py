@@ -19,7 +19,7 @@ FLOORS = (
     {"convert"},
     {"data", "jpeg", "recipe"},
     {
-        *("addresses", "atomic", "bars", "batch", "errors", "hashing", "lock", "registry", "rng", "safe_yaml"),
+        *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "registry", "rng", "safe_yaml"),
         "terminal",
     },
 )

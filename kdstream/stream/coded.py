@@ -17,6 +17,7 @@ from torch import Tensor
 from kdstream import jpeg
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.hashing import name_of
 from kdstream.jpeg.reference import check_subsampling
 from kdstream.registry import import_named, nearest
@@ -44,14 +45,14 @@ def hkl(logits: Tensor, label: Tensor) -> Tensor:
         int64 [N] in 0..V-1: the chosen version, the lowest index among equals; 0 where none is classified correctly
         (footnote 1).
     """
-    log_p = torch.log_softmax(logits.double(), dim=-1)
+    log_p = torch.log_softmax(exact(logits), dim=-1)
     divergence = (log_p[:, :1].exp() * (log_p[:, :1] - log_p)).sum(-1)
     correct = logits.argmax(-1) == label[:, None]
-    divergence = divergence.masked_fill(~correct, -torch.inf)
+    divergence = divergence.masked_fill(~correct.to(divergence.device), -torch.inf)
     best = divergence == divergence.max(dim=1, keepdim=True).values
     # max() of a mask as integers gives the first one; with no correct version all are -inf and the first is 0.
-    order = torch.arange(logits.shape[1], 0, -1, device=logits.device)
-    return (best * order).argmax(dim=1)
+    order = torch.arange(logits.shape[1], 0, -1, device=best.device)
+    return (best * order).argmax(dim=1).to(logits.device)
 
 
 @dataclass(frozen=True)
