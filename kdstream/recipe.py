@@ -44,6 +44,25 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class Imbalance(Part):
+    """Class sizes by a power law; see :func:`kdstream.data.altered.class_sizes`.
+
+    Attributes:
+        gamma: > 0; the smaller, the fewer classes are large.
+        largest, smallest: samples of the last and of the first class.
+    """
+
+    gamma: Annotated[Number, Field(gt=0)]
+    largest: Positive
+    smallest: Positive
+
+    @model_validator(mode="after")
+    def _ends_are_in_order(self) -> Imbalance:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest is {self.smallest}, which is more than largest, {self.largest}")
+        return self
+
+
 class Data(Part):
     """Where the samples come from.
 
@@ -56,6 +75,11 @@ class Data(Part):
         num_classes: for labels that are numbers: how many classes there are, where not all of them occur (some of
             another set's classes, in its numbering; a class that one split lacks). Student and teacher get so many
             outputs. None = as many as the data shows.
+        label_noise: 0..1: each training label is replaced with this probability by a class drawn uniformly from all,
+            its own among them.
+        imbalance: leave so many of each class in the training split.
+        seed: of label noise and imbalance, which do not change with the recipe's seed: teacher and students of all
+            seeds see the same. None = 0.
     """
 
     path: str
@@ -65,6 +89,15 @@ class Data(Part):
     mean: Means | None = None
     std: Deviations | None = None
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = None
+    label_noise: Annotated[Number, Field(ge=0, le=1)] | None = None
+    imbalance: Imbalance | None = None
+    seed: Integer | None = None
+
+    @model_validator(mode="after")
+    def _seed_is_of_something(self) -> Data:
+        if self.seed is not None and self.label_noise is None and self.imbalance is None:
+            raise ValueError("seed is that of label_noise and imbalance, and neither is asked for")
+        return self
 
 
 def class_choice(value: Any) -> Any:
@@ -306,7 +339,12 @@ class Recipe(Part):
         return make_recipe({**merge(base, settings), "name": name}, what)
 
 
-_LATER = (("data", "num_classes"), ("teacher", "classes"), ("student", "classes"), ("assistants", "classes"))
+_LATER = (
+    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "seed")),
+    ("teacher", "classes"),
+    ("student", "classes"),
+    ("assistants", "classes"),
+)
 """Settings that did not always exist; at None they leave a fingerprint as it was, so that what was trained before is
 found again."""
 

@@ -20,7 +20,7 @@ FLOORS = (
     {"convert"},
     {"data", "jpeg", "recipe"},
     {
-        *("addresses", "atomic", "bars", "batch", "errors", "hashing", "lock", "notes", "registry", "rng"),
+        *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "notes", "registry", "rng"),
         *("safe_yaml", "terminal"),
     },
 )

@@ -14,6 +14,7 @@ from kdstream.analysis import plot
 from kdstream.analysis.one_pass import one_pass
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
+from kdstream.exact import exact, exact_device
 from kdstream.stream.normalize import normalize
 
 BINS = 15
@@ -143,9 +144,9 @@ def accuracy(
     if isinstance(network, nn.Module):
         network.eval()
     classes = shards.num_classes
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, top-1, top-5
+    sums = torch.zeros(3, dtype=torch.float64, device=exact_device(device))  # loss, top-1, top-5
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # samples, confidence, correct
+    bins = torch.zeros(3, BINS, dtype=torch.float64, device=exact_device(device))  # samples, confidence, correct
     for batch in batches:
         logits = network(batch.image).float()
         if logits.shape[1] != classes:
@@ -153,12 +154,12 @@ def accuracy(
         top = logits.topk(min(5, classes), dim=1).indices
         hits = top == batch.label[:, None]
         loss = nn.functional.cross_entropy(logits, batch.label, reduction="sum")
-        sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.any(1).sum().double()])
+        sums += torch.stack([exact(part) for part in (loss, hits[:, 0].sum(), hits.any(1).sum())])
         confusion.index_add_(0, batch.label * classes + top[:, 0], torch.ones_like(batch.label))
-        confidence = logits.double().softmax(1).amax(1)
+        confidence = exact(logits).softmax(1).amax(1)
         # (m - 1) / M < p <= m / M is bin m, which is number m - 1 here.
         bin = (confidence * BINS).ceil().sub(1).nan_to_num().long().clamp(0, BINS - 1)
-        bins.index_add_(1, bin, torch.stack([torch.ones_like(confidence), confidence, hits[:, 0].double()]))
+        bins.index_add_(1, bin, torch.stack([torch.ones_like(confidence), confidence, exact(hits[:, 0])]))
         advance(len(batch))
     if not sums.isfinite().all():
         raise UserError("the network's answers are not all finite numbers: its weights are damaged or for other images")

@@ -20,6 +20,7 @@ from kdstream.analysis.one_pass import one_pass
 from kdstream.batch import Batch, Outputs
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
+from kdstream.exact import exact, exact_device
 from kdstream.stream.coded import coded
 from kdstream.stream.teacher import answer
 
@@ -50,12 +51,12 @@ class Moments:
 
     def __init__(self, size: int, device: torch.device | str = "cpu"):
         self.count = 0
-        self.mean = torch.zeros(size, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self.mean = torch.zeros(size, dtype=torch.float64, device=exact_device(device))
+        self.scatter = torch.zeros(size, size, dtype=torch.float64, device=exact_device(device))
 
     def add(self, values: Tensor) -> None:
         """Take n more vectors, float [n,D]."""
-        values = values.double()
+        values = exact(values)
         n = len(values)
         if n == 0:
             return
@@ -138,16 +139,16 @@ class _Tally:
         self.probabilities = Moments(classes, device)
         self.scalars = Moments(2, device)  # entropy, ground-truth probability
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.histograms = torch.zeros(2, BINS, dtype=torch.int64, device=device)
+        self.histograms = torch.zeros(2, BINS, dtype=torch.int64, device=exact_device(device))
         # With a single class every entropy is 0, and any positive width will do.
-        self.ends = torch.tensor([math.log(max(classes, 2)), 1.0], dtype=torch.float64, device=device)
+        self.ends = torch.tensor([math.log(max(classes, 2)), 1.0], dtype=torch.float64, device=exact_device(device))
 
     def add(self, logits: Tensor, label: Tensor) -> None:
-        log_p = logits.double().log_softmax(1)
+        log_p = exact(logits).log_softmax(1)
         p = log_p.exp()
         # p ln p is 0 at p = 0, where ln p may be -inf.
         entropy = -torch.where(p > 0, p * log_p, 0.0).sum(1)
-        scalars = torch.stack([entropy, p.gather(1, label[:, None])[:, 0]], dim=1)
+        scalars = torch.stack([entropy, p.gather(1, label.to(p.device)[:, None])[:, 0]], dim=1)
         self.probabilities.add(p)
         self.scalars.add(scalars)
         self.correct += (logits.argmax(1) == label).sum()

@@ -191,7 +191,7 @@ def _device(name: str | None) -> torch.device:
 
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, dtype=torch.float64, device=device)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
         raise UserError(f"--device {name}: cannot be used here ({reason}); take cpu or cuda") from None

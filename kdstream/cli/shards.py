@@ -26,6 +26,10 @@ EPILOG = """sources:
   cifar10[:DIR]      CIFAR-10 through torchvision, from DIR, downloaded when absent
   cifar100[:DIR]     CIFAR-100, likewise
   csv:FILE           a table with the columns path, label and, if you like, split
+  imagenet:DIR       ImageNet: train/ in class folders, val/ likewise or flat with the devkit or a list beside it
+  cub200:DIR         CUB-200-2011, by its own lists
+  stanford_dogs:DIR  Stanford Dogs, by its own lists
+  cifar10c:DIR       CIFAR-10-C, a split for every corruption and severity (fog_3); cifar100c:DIR likewise
 
 examples:
   kdstream shards imagefolder:/data/birds shards/birds
@@ -49,6 +53,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--processes", type=int, metavar="N", help="default: one per core; never changes the result")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the samples (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images of each split, chosen by the seed")
+    parser.add_argument("--per-class", type=int, metavar="N", help="at most N images of each class of the split train")
+    parser.add_argument("--list", metavar="FILE", help="of the split train, only the images that FILE names")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at unreadable images")
     parser.add_argument(
         "--max-pixels",
@@ -106,6 +112,8 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
         processes=options.processes,
         seed=options.seed,
         limit=options.limit,
+        per_class=options.per_class,
+        only=options.list,
         on_error=options.on_error,
         **({} if options.max_pixels is None else {"max_pixels": options.max_pixels}),
         force=options.force,

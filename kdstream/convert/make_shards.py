@@ -49,6 +49,8 @@ from kdstream.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+TRAIN = "train"
+"""The split that a choice of images is for."""
 SHARD_SIZE = 100_000_000
 """Bytes of a shard, about, when nothing else is asked for; smaller sets get up to 8 shards of 1,000 images or more."""
 PLAN_FILE = "plan.json"
@@ -96,6 +98,8 @@ def make_shards(
     processes: int | None = None,
     seed: int = 0,
     limit: int | None = None,
+    per_class: int | None = None,
+    only: str | os.PathLike[str] | None = None,
     on_error: str = "stop",
     max_pixels: int = MAX_PIXELS,
     force: bool = False,
@@ -116,6 +120,9 @@ def make_shards(
         processes: how many write shards at the same time; default: one per available core.
         seed: of the shuffle.
         limit: the first so many images of each split, after the shuffle.
+        per_class: the first so many images of each class of the split ``train``, after the shuffle.
+        only: text file with a name a line (of a file, with or without its folder and extension, or a key): of the
+            split ``train``, these images alone.
         on_error: "stop" at an image that cannot be decoded, or "skip" it and note it in dataset.json.
         max_pixels: images of more count as unreadable.
         force: replace what stands in ``dest``, if it was made by this function.
@@ -124,7 +131,7 @@ def make_shards(
     Raises:
         UserError: bad arguments or source; ``dest`` holds something else; an image cannot be decoded; disk full.
     """
-    _check_arguments(shard_size, shard_count, processes, limit, max_pixels, on_error)
+    _check_arguments(shard_size, shard_count, processes, limit, per_class, max_pixels, on_error)
     folder = Path(os.path.abspath(os.path.expanduser(os.fspath(dest))))
     try:
         _check_folder(folder, force)
@@ -132,8 +139,18 @@ def make_shards(
             opened = open_source(source, splits)
             if opened.root is not None and folder.is_relative_to(opened.root):
                 raise UserError(f"{folder} lies inside the source {opened.root}: name a folder outside of it")
+            if (per_class is not None or only is not None) and TRAIN not in opened.splits:
+                raise UserError(f"images are chosen from the split 'train', {source} has {', '.join(opened.splits)}")
             jobs = {
-                name: _Job.plan(name, split, seed, limit, shard_size, shard_count)
+                name: _Job.plan(
+                    name,
+                    split,
+                    seed,
+                    _chosen(split, per_class, only) if name == TRAIN else None,
+                    limit,
+                    shard_size,
+                    shard_count,
+                )
                 for name, split in opened.splits.items()
             }
     except OSError as error:
@@ -141,12 +158,16 @@ def make_shards(
     if on_error == "stop":
         _check_readable(jobs)
     plan = _plan_record(opened, jobs, seed, limit)
+    listed = None if only is None else hashlib.sha256(Path(only).read_bytes()).hexdigest()
+    plan |= {key: value for key, value in (("per_class", per_class), ("only", listed)) if value is not None}
     options = {
         "splits": list(jobs),
         "shard_size": shard_size,
         "shard_count": shard_count,
         "seed": seed,
         "limit": limit,
+        **({} if per_class is None else {"per_class": per_class}),
+        **({} if only is None else {"only": os.path.basename(only)}),
         "on_error": on_error,
         "max_pixels": max_pixels,
     }
@@ -206,7 +227,14 @@ class _Job:
 
     @classmethod
     def plan(
-        cls, name: str, images: Split, seed: int, limit: int | None, shard_size: int | None, shard_count: int | None
+        cls,
+        name: str,
+        images: Split,
+        seed: int,
+        chosen: Callable[[list[int]], list[int]] | None,
+        limit: int | None,
+        shard_size: int | None,
+        shard_count: int | None,
     ) -> _Job:
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             raise UserError(f"split {name!r} cannot name shards: use letters, digits and _ only")
@@ -215,7 +243,8 @@ class _Job:
             # A hash instead of a random generator: the order depends on the keys, not on a library's version.
             return hashlib.blake2b(f"{seed} {name} {images.keys[i]}".encode(), digest_size=16).digest()
 
-        order = sorted(range(len(images)), key=rank)[:limit]
+        order = sorted(range(len(images)), key=rank)
+        order = (order if chosen is None else chosen(order))[:limit]
         # Each sample is two members, with a header each, padded to whole blocks.
         total = (images.nbytes() / len(images) + 4.5 * BLOCK) * len(order)
         if shard_count is not None:
@@ -239,6 +268,53 @@ class _Job:
         """The images of shard k; the shards differ by one image at most."""
         n = len(self.order)
         return self.order[k * n // self.shards : (k + 1) * n // self.shards]
+
+
+def _chosen(
+    images: Split, per_class: int | None, only: str | os.PathLike[str] | None
+) -> Callable[[list[int]], list[int]]:
+    """What keeps the wanted ones of a split's images, in their order.
+
+    Raises:
+        UserError: a list that names images that are not there, or none.
+    """
+    wanted = None if only is None else _listed(images, Path(only))
+
+    def choose(order: list[int]) -> list[int]:
+        taken: Counter[int] = Counter()
+        kept = []
+        for i in order:
+            label = int(images.labels[i])
+            if (wanted is None or i in wanted) and (per_class is None or taken[label] < per_class):
+                taken[label] += 1
+                kept.append(i)
+        return kept
+
+    return choose
+
+
+def _listed(images: Split, file: Path) -> set[int]:
+    """The images that a file names."""
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no text") from None
+    numbers: dict[str, list[int]] = {}
+    for i, key in enumerate(images.keys):
+        place = images.where(i)
+        base = os.path.basename(place)
+        for name in {key, key.rpartition("/")[2], base, os.path.splitext(base)[0]}:
+            numbers.setdefault(name, []).append(i)
+    found: set[int] = set()
+    for line, name in enumerate(names, 1):
+        hits = next((numbers[one] for one in (name, os.path.basename(name)) if one in numbers), [])
+        if len(hits) != 1:
+            what = "is no image of the split 'train'" if not hits else f"may be any of {len(hits):,} images"
+            raise UserError(f"{file}, line {line}: {name!r} {what}")
+        found.add(hits[0])
+    if not found:
+        raise UserError(f"{file} names no image")
+    return found
 
 
 def _check_readable(jobs: Mapping[str, _Job]) -> None:
@@ -288,9 +364,9 @@ def _stored_plan(folder: Path) -> dict[str, Any] | None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    for name in ("schema", "source", "splits", "seed", "limit", "shards"):
-        if old.get(name) != new[name]:
-            return f"by another command ({name} {_plain(old.get(name))}, now {_plain(new[name])})"
+    for name in ("schema", "source", "splits", "seed", "limit", "per_class", "only", "shards"):
+        if old.get(name) != new.get(name):
+            return f"by another command ({name} {_plain(old.get(name))}, now {_plain(new.get(name))})"
     return "from other images: the source has changed since"
 
 
@@ -306,6 +382,7 @@ def _check_arguments(
     shard_count: int | None,
     processes: int | None,
     limit: int | None,
+    per_class: int | None,
     max_pixels: int,
     on_error: str,
 ) -> None:
@@ -316,6 +393,7 @@ def _check_arguments(
         ("shard count", shard_count),
         ("number of processes", processes),
         ("limit", limit),
+        ("number of images per class", per_class),
         ("number of pixels", max_pixels),
     ):
         if value is not None and value < 1:

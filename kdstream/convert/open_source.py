@@ -18,6 +18,11 @@ SOURCES = Registry(
         "cifar10": "kdstream.convert.sources.cifar:cifar10",
         "cifar100": "kdstream.convert.sources.cifar:cifar100",
         "csv": "kdstream.convert.sources.image_table:csv_table",
+        "imagenet": "kdstream.convert.sources.imagenet:imagenet",
+        "cub200": "kdstream.convert.sources.cub200:cub200",
+        "stanford_dogs": "kdstream.convert.sources.stanford_dogs:stanford_dogs",
+        "cifar10c": "kdstream.convert.sources.cifar_c:cifar10c",
+        "cifar100c": "kdstream.convert.sources.cifar_c:cifar100c",
     },
     may_be=lambda found: False,
 )
@@ -30,7 +35,8 @@ def open_source(text: str, splits: Sequence[str] | None = None) -> Source:
     """The source that a command line calls ``text``.
 
     Args:
-        text: ``digits``, ``imagefolder:DIR``, ``cifar10[:DIR]``, ``cifar100[:DIR]`` or ``csv:FILE``; or
+        text: a name of :data:`SOURCES`, and what it reads: ``digits``, ``imagefolder:DIR``, ``csv:FILE``,
+            ``cifar10[:DIR]``, ``imagenet:DIR``, ...; or
             ``my_pkg.mine:birds[:PLACE]``, a function (place, splits) -> :class:`Source` of your own.
         splits: these splits only. For a source without splits of its own, one name that it gets instead of "train".
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdstream.data.checksums import (
     Checksum,
@@ -49,6 +49,7 @@ class ShardSet:
         image_size: (height, width) when all images of the split have one size, else None.
         fingerprint: hex hash of the split's contents.
         notes: what a user should know, a line each: what of a foreign set was left out, and how much.
+        facts: how labels and samples differ from the shards' own, in plain values; see :mod:`kdstream.data.altered`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ShardSet:
         self.labels = index.label
         self.labels.flags.writeable = False
         self.notes = list(notes)
+        self.facts: dict[str, Any] = {}
         self._index = index
         self._source, self._reopen = source, reopen
         self._shards = [_Shard(str(path / name), made) for name, made in zip(index.shard_names, checksums, strict=True)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, NotNegative, Positive
@@ -39,7 +40,7 @@ def tempered_kd(student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor
     r""":math:`\tau^2 \, \mathrm{KL}`, differentiable in tau as well.
 
     The derivative by tau is a small difference of large terms (tau^2 rises, the divergence falls), of which float32
-    leaves three to four digits at tau = 15: it runs in float64 where the device has it.
+    leaves three to four digits at tau = 15: it runs in float64.
 
     Args:
         student: logits z, float [N,C].
@@ -49,10 +50,8 @@ def tempered_kd(student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor
     Returns:
         A scalar >= 0, batch mean, float32 for half-precision logits.
     """
-    dtype = at_least_float32(student).dtype
-    wide = dtype if student.device.type == "mps" else torch.float64
-    temperature = temperature.to(wide)
-    return (temperature**2 * softened_kl(student.to(wide), teacher.to(wide), temperature)).to(dtype)
+    wide = exact(temperature)
+    return (wide**2 * softened_kl(exact(student), exact(teacher), wide)).to(at_least_float32(student))
 
 
 class CurriculumTemperature(Term):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product
 from kdstream.objectives.common.precision import at_least_float32
@@ -28,19 +29,19 @@ def right_singular(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         vectors [N,C,R] of length 1, R = min(P, C), largest singular value first (zero where the singular value is
         lost in rounding and P < C); squared singular values, float64 [N,R]; what counts as 0 among these, float64
-        [N,1].
+        [N,1]; both where :func:`kdstream.exact.exact` is.
     """
     channels, positions = maps.shape[1:]
     # float64: a Gram matrix squares the ratios of singular values, and the gradient divides by their gaps.
-    exact = maps.double()
-    inner = product(exact, exact.mT) if channels <= positions else product(exact.mT, exact)
+    wide = exact(maps)
+    inner = product(wide, wide.mT) if channels <= positions else product(wide.mT, wide)
     # A NaN must come out as a loss that is not finite, which training reports, not as a failure of the solver.
     squares, basis = torch.linalg.eigh(inner.nan_to_num(0, 0, 0))
     squares, basis = squares.flip(-1).clamp(min=0), basis.flip(-1)
     nothing = squares[:, :1] * (squares.shape[1] * torch.finfo(maps.dtype).eps)
     if channels > positions:
-        basis = F.normalize(product(exact, basis), dim=1) * (squares > nothing)[:, None]
-    return basis.to(maps.dtype), squares, nothing
+        basis = F.normalize(product(wide, basis), dim=1) * (squares > nothing)[:, None]
+    return basis.to(maps), squares, nothing
 
 
 def differentiable(maps: Tensor, chosen: Tensor, basis: Tensor, squares: Tensor, nothing: Tensor) -> Tensor:
@@ -62,13 +63,13 @@ def differentiable(maps: Tensor, chosen: Tensor, basis: Tensor, squares: Tensor,
     vectors = basis.gather(2, chosen[:, None].expand(-1, basis.shape[1], -1))
     change = product(maps, product(maps.mT, vectors))
     change = change - change.detach()
-    own = squares.gather(1, chosen)
+    own = squares.gather(1, chosen.to(squares.device))
     gap = own[:, None] - squares[:, :, None]
-    share = torch.where(gap.abs() > nothing[:, None], gap, torch.inf).reciprocal().to(maps.dtype)
+    share = torch.where(gap.abs() > nothing[:, None], gap, torch.inf).reciprocal().to(maps)
     along = product(basis.mT, change)
     moved = product(basis, share * along)
     if basis.shape[1] > basis.shape[2]:  # the rest of the space belongs to the singular value 0
-        null = torch.where(own > nothing, own, torch.inf).reciprocal().to(maps.dtype)[:, None]
+        null = torch.where(own > nothing, own, torch.inf).reciprocal().to(maps)[:, None]
         rest = change - product(basis, along)
         moved = moved + null * rest
     return vectors + moved
@@ -137,7 +138,7 @@ class SingularValueTransfer(Term):
         ours, theirs = at_least_float32(student).flatten(2), at_least_float32(teacher).flatten(2)
         basis, squares, _ = right_singular(theirs)
         target = basis[:, :, : self.k]
-        scale = F.normalize(squares[:, None, : self.k].sqrt(), dim=2).to(target.dtype)
+        scale = F.normalize(squares[:, None, : self.k].sqrt(), dim=2).to(target)
         target = torch.where(target.sum(dim=1, keepdim=True) < 0, -target, target)
         basis, squares, nothing = right_singular(ours)
         cosine = product(basis[:, :, : self.k + 3].mT, target)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import pooled
 from kdstream.objectives.common.precision import at_least_float32
@@ -31,11 +32,11 @@ def margin(norm: nn.BatchNorm2d, cdf_threshold: float) -> Tensor:
         [C], all <= 0, in the weight's dtype (computed in float64).
     """
     # A channel of weight 0 is constant: a tiny w gives the limits of the formula, where 0 would give NaN.
-    w, b = norm.weight.detach().double().abs().clamp(min=1e-12), norm.bias.detach().double()
+    w, b = exact(norm.weight.detach()).abs().clamp(min=1e-12), exact(norm.bias.detach())
     below = torch.special.ndtr(-b / w)
     density = torch.exp(-0.5 * (b / w).square()) / math.sqrt(2 * math.pi)
     expected = b - w * density / below.clamp(min=1e-300)
-    return torch.where(below > cdf_threshold, expected, -3 * w).to(norm.weight.dtype)
+    return torch.where(below > cdf_threshold, expected, -3 * w).to(norm.weight)
 
 
 def partial_l2(student: Tensor, teacher: Tensor, margins: Tensor) -> Tensor:

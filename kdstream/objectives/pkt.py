@@ -6,6 +6,7 @@ from torch import Tensor, linalg
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.objectives.common.checks import need_samples, need_teacher
 from kdstream.objectives.common.features import product, tap_pair, vectors
 from kdstream.objectives.common.settings import Positive, Tap
@@ -26,7 +27,7 @@ def neighbours(features: Tensor, eps: float) -> Tensor:
     flat = flat / (linalg.vector_norm(flat, dim=1, keepdim=True) + eps)
     # The loss is the small difference of nearly equal probabilities. Rounding of the cosines enters it only in second
     # order as long as the rows sum to 1 exactly and the logarithms are exact: float64 on [N,N], not on the features.
-    kernel = (product(flat, flat.mT).double() + 1) / 2
+    kernel = (exact(product(flat, flat.mT)) + 1) / 2
     return kernel / kernel.sum(dim=1, keepdim=True)
 
 
@@ -71,4 +72,4 @@ class ProbabilisticTransfer(Term):
         ours = neighbours(features, self.eps)
         theirs = neighbours(teacher.features[self.teacher_taps[0]], self.eps)
         value = (theirs * ((theirs + self.eps).log() - (ours + self.eps).log())).mean()
-        return value.to(vectors(features).dtype)
+        return value.to(vectors(features))

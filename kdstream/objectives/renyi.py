@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
+from kdstream.exact import exact
 from kdstream.objectives.common.checks import need_same_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Positive, Probability, checked
@@ -67,7 +68,7 @@ def decompose(student: Tensor, teacher: Tensor, temperature: float) -> Decomposi
         teacher: logits v, float [N,C].
         temperature: T > 0.
     """
-    student, teacher = student.double(), teacher.double()
+    student, teacher = exact(student), exact(teacher)
     temperature = checked("renyi", "temperature", temperature, Positive)
     kd = transformed_kl(student / temperature, teacher, 1 / temperature)
     renyi = renyi_entropy(student, 1 / temperature)

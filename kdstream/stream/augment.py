@@ -89,7 +89,7 @@ def _side(size: int) -> int:
     return size
 
 
-@batch_stage
+@batch_stage(random=True)
 def crop_flip(batches: Iterator[Batch], pad: int = 4, mode: str = "zeros", flip: bool = True) -> Iterator[Batch]:
     """Pad, crop the original size at random, flip: one gather, whatever the type of the pixels."""
     for batch in batches:
@@ -124,7 +124,7 @@ def _fold(position: Tensor, length: int) -> Tensor:
     return torch.where(position < length, position, 2 * (length - 1) - position)
 
 
-@batch_stage
+@batch_stage(random=True)
 def random_flip(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Mirror left and right with probability 1/2."""
     for batch in batches:
@@ -136,7 +136,7 @@ def _mirrored(where: Tensor, images: Tensor) -> Tensor:
     return torch.where(where, images.flip(-1), images)
 
 
-@batch_stage
+@batch_stage(random=True)
 def color_jitter(batches: Iterator[Batch], strengths: Sequence[float]) -> Iterator[Batch]:
     """Brightness, contrast, saturation and hue, each by a factor drawn per sample.
 
@@ -203,7 +203,7 @@ def _cut(sample: Sample, top: int, left: int, height: int, width: int, size: Seq
     return sample
 
 
-@stage
+@stage(random=True, role="box")
 def random_box(
     samples: Iterator[Sample], size: int, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
 ) -> Iterator[Sample]:
@@ -215,7 +215,7 @@ def random_box(
         yield _cut(sample, *box, (size, size))
 
 
-@stage
+@stage(role="box")
 def center_box(samples: Iterator[Sample], size: int, crop: float = 0.875) -> Iterator[Sample]:
     """The central square of side ``crop`` times the shorter side, resized to size x size."""
     for sample in samples:

@@ -6,7 +6,7 @@ encoding" (the seed paper), section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ from torch import Tensor
 from kdstream import jpeg
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
-from kdstream.hashing import name_of
+from kdstream.exact import exact
 from kdstream.jpeg.reference import Subsampling, check_subsampling
 from kdstream.registry import import_named, nearest
 from kdstream.rng import keys, uniform
-from kdstream.stream.augment import center_box, color_jitter, crop_flip, random_box, random_flip
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.language import Call
-from kdstream.stream.normalize import normalize, to_bytes
-from kdstream.stream.stage import Chain, Stage
-from kdstream.stream.teacher import teacher
+from kdstream.stream.normalize import to_bytes
+from kdstream.stream.stage import Stage
 
 Choose = Callable[[Tensor, Tensor], Tensor]
 """(logits [N,1+V,C] with the original at 0, label [N]) -> int64 [N], the index of the version to use."""
@@ -44,14 +42,14 @@ def hkl(logits: Tensor, label: Tensor) -> Tensor:
         int64 [N] in 0..V-1: the chosen version, the lowest index among equals; 0 where none is classified correctly
         (footnote 1).
     """
-    log_p = torch.log_softmax(logits.double(), dim=-1)
+    log_p = torch.log_softmax(exact(logits), dim=-1)
     divergence = (log_p[:, :1].exp() * (log_p[:, :1] - log_p)).sum(-1)
     correct = logits.argmax(-1) == label[:, None]
-    divergence = divergence.masked_fill(~correct, -torch.inf)
+    divergence = divergence.masked_fill(~correct.to(divergence.device), -torch.inf)
     best = divergence == divergence.max(dim=1, keepdim=True).values
     # max() of a mask as integers gives the first one; with no correct version all are -inf and the first is 0.
-    order = torch.arange(logits.shape[1], 0, -1, device=logits.device)
-    return (best * order).argmax(dim=1)
+    order = torch.arange(logits.shape[1], 0, -1, device=best.device)
+    return (best * order).argmax(dim=1).to(logits.device)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", pl
             unaugmented image, keeps the choice beside the shards (:mod:`kdstream.stream.coding_plan`) and then makes
             that one version only; a path names such a plan. It is found again by all that it depends on: your own
             stages and selector count with their settings, their code and what they refer to by name
-            (:mod:`kdstream.hashing`).
+            (:mod:`kdstream.hashing`). Unaugmented is a view without the stages that are declared random, yours too.
 
     Raises:
         UserError: an unknown selector, delta or subsampling out of range.
@@ -116,7 +114,7 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", pl
     if plan != "off" and isinstance(_resolve(selector), Random):
         raise UserError("coded: fixed and random qualities need no plan: leave plan out")
     settings = {"selector": _resolve(selector), "delta": delta, "subsampling": subsampling, "plan": plan}
-    return Stage(_coded_batches, "batch", (), settings, _sample_form)
+    return Stage(_coded_batches, "batch", (), settings, _sample_form, role="coded")
 
 
 def _resolve(selector: Any) -> Any:
@@ -138,54 +136,6 @@ def _resolve(selector: Any) -> Any:
         except TypeError as error:
             raise UserError(f"coded: selector {error}") from None
     return found
-
-
-def selector_name(selector: Any) -> str:
-    """How a plan calls a selector: ``hkl``, or the path and the digest of another function or object.
-
-    Raises:
-        kdstream.hashing.Unnamed: it has no lasting name.
-    """
-    return "hkl" if selector is hkl else name_of(selector)
-
-
-def is_coded(stage: Stage) -> bool:
-    """Whether it is the stage that :func:`coded` makes, and not another of that name."""
-    return stage.function is _coded_batches
-
-
-def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
-    """The view for which a plan is made: the stages up to the teacher, without what is drawn at random.
-
-    Random boxes become the central one of their size, crops, flips and colours go, ``coded`` at ``position`` selects;
-    the user's own stages stay.
-    """
-    view: list[Stage] = []
-    for place, stage in enumerate(stages):
-        if stage.function in (teacher.function, normalize.function):
-            break
-        if stage.function is random_box.function:
-            view.append(center_box(size=stage.settings["size"]))
-        elif place == position:
-            view.append(replace(stage, settings={**stage.settings, "plan": "off"}))
-        elif stage.function not in (crop_flip.function, random_flip.function, color_jitter.function):
-            view.append(stage)
-    return Chain(tuple(view))
-
-
-def view_name(view: Chain) -> str:
-    """How a plan calls the view that it was made for; the selector has a name of its own.
-
-    Raises:
-        kdstream.hashing.Unnamed: a stage that has no lasting name.
-    """
-    named = [
-        replace(stage, settings={key: value for key, value in stage.settings.items() if key != "selector"})
-        if is_coded(stage)
-        else stage
-        for stage in view.stages
-    ]
-    return str(Chain(tuple(named)))
 
 
 def _qualities(selector: Any, delta: int, key: Tensor) -> Tensor:

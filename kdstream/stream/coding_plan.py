@@ -46,7 +46,7 @@ class PlanKey:
     Attributes:
         data: fingerprint of the split.
         teacher: the network's name (:func:`kdstream.hashing.network_name`).
-        selector: its name (:func:`kdstream.stream.coded.selector_name`).
+        selector: its name (:func:`kdstream.stream.planning.selector_name`).
         delta: step between qualities.
         subsampling: of the chroma.
         view: the stages that unaugmented images pass before the teacher, and how they are standardised for it.

@@ -44,7 +44,7 @@ def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     return torch.tensor(values, dtype=dtype, device=device).view(3, 1, 1)
 
 
-@batch_stage
+@batch_stage(role="normalize")
 def normalize(batches: Iterator[Batch], mean: Sequence[float] = given, std: Sequence[float] = given) -> Iterator[Batch]:
     """Standardise ``image`` by the data set's mean and standard deviation (in [0,1], from dataset.json).
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, overload
 
 from kdstream.errors import UserError
 from kdstream.hashing import digest, is_own
@@ -28,6 +29,12 @@ given: Any = Given()
 name says what is wanted: ``seed``, ``dataset`` (the open shards), ``num_classes``, ``mean``, ``std`` and whatever else
 was handed to the :class:`~kdstream.stream.stream.Stream` as ``given``."""
 
+Function = Callable[..., Iterator[Any]]
+"""What a stage is made of: takes an iterator first, then the stage's settings; a generator function, usually."""
+Role = Literal["box", "coded", "teacher", "normalize"]
+"""What kdstream's own stages are recognised by, whatever a stage of the user's is called; a "box" cuts every image to
+its setting ``size``, both sides."""
+
 
 @dataclass
 class Stage:
@@ -37,18 +44,22 @@ class Stage:
     gives a copy with those settings; ``a | b`` chains.
 
     Attributes:
-        function: takes an iterator first, then its settings; a generator function, usually.
+        function: see :data:`Function`.
         scope: "sample" = over samples, in the reader processes; "batch" = over batches, on the accelerator.
         args, settings: bound arguments.
         sample_form: for a batch stage that can also run on samples, where a later stage of the chain needs the
             result on the host: takes the same settings, returns (sample stage, batch stage that completes it).
+        role: see :data:`Role`; None for a stage of the user's, and for those of ours that nobody looks for.
+        random: what it does to a sample is drawn at random, which a coding plan leaves out.
     """
 
-    function: Callable[..., Iterator[Any]]
+    function: Function
     scope: Literal["sample", "batch"]
     args: tuple[Any, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     sample_form: Callable[..., tuple[Stage, Stage]] | None = None
+    role: Role | None = None
+    random: bool = False
 
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
@@ -57,8 +68,8 @@ class Stage:
         # A decorated function's name leads to the stage, so pickle cannot find it: spawned readers look it up there.
         function = self.function
         name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
-        settings = (self.scope, self.args, dict(self.settings))
-        return (_restore, (module, name, *settings)) if name.isidentifier() else (Stage, (function, *settings))
+        rest = (self.scope, self.args, dict(self.settings), self.sample_form, self.role, self.random)
+        return (_restore, (module, name, *rest)) if name.isidentifier() else (Stage, (function, *rest))
 
     @property
     def name(self) -> str:
@@ -68,7 +79,7 @@ class Stage:
     def __call__(self, *args: Any, **settings: Any) -> Any:
         if args and isinstance(args[0], Iterator):
             return self._run(*args, **settings)
-        configured = Stage(self.function, self.scope, self.args + args, {**self.settings, **settings}, self.sample_form)
+        configured = replace(self, args=self.args + args, settings={**self.settings, **settings})
         try:
             inspect.signature(self.function).bind(None, *configured.args, **configured.settings)
         except TypeError as error:
@@ -99,9 +110,15 @@ class Stage:
                 named[key] = value[1:]  # without the iterator
         return named
 
+    def setting(self, name: str) -> Any:
+        """The value of a setting, whether it was given by name, by position or not at all."""
+        return self._bound(defaults=True)[name]
+
     def named_by(self) -> Any:
         """What decides what the stage does, for :func:`kdstream.hashing.digest`."""
-        return self.function, self.scope, self._bound(defaults=True), self.sample_form
+        named = (self.function, self.scope, self._bound(defaults=True), self.sample_form)
+        # Whether coding plans leave it out decides a result too, but is settled for our own, which keep their names.
+        return (*named, "random") if self.random and is_own(self.function) else named
 
     def __str__(self) -> str:
         """The stage with its settings, as text that is another one wherever they are.
@@ -134,7 +151,7 @@ class Stage:
                     f"write {self.name}({parameter.name}=...) or give the stream {wanted}"
                 )
             filled[parameter.name] = known[wanted]
-        return Stage(self.function, self.scope, self.args, filled, self.sample_form)
+        return replace(self, settings=filled)
 
     def __or__(self, other: Any) -> Chain:
         return Chain((self,)) | other
@@ -146,27 +163,60 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (str, int, float, bool)
 
 
-def _restore(module: str, name: str, scope: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Stage:
+def _restore(module: str, name: str, *rest: Any) -> Stage:
     found = getattr(importlib.import_module(module), name)
-    return Stage(found.function if isinstance(found, Stage) else found, scope, args, settings)
+    return Stage(found.function if isinstance(found, Stage) else found, *rest)
 
 
-def stage(function: Callable[..., Iterator[Any]]) -> Stage:
-    """Decorator: a generator over samples (dicts) becomes a stage that runs on the host, in the reader processes.
+@overload
+def stage(function: Function, /, *, random: bool = False, role: Role | None = None) -> Stage: ...
+@overload
+def stage(*, random: bool = False, role: Role | None = None) -> Callable[[Function], Stage]: ...
+def stage(
+    function: Function | None = None, /, *, random: bool = False, role: Role | None = None
+) -> Stage | Callable[[Function], Stage]:
+    """Decorator, ``@stage`` or ``@stage(random=True)``: a generator over samples (dicts) becomes a stage that runs on
+    the host, in the reader processes.
 
     It sees the samples of one batch at a time, so that the result does not depend on the number of readers: it may
-    change samples, drop them or add some, but knows nothing of other batches.
+    change samples, drop them or add some, but knows nothing of other batches. Random draws come from
+    :func:`kdstream.rng.uniform` and the sample's ``rng_key``.
+
+    Args:
+        function: takes an iterator of samples first, then its settings.
+        random: what it does to a sample is drawn at random: a coding plan, made once for views without such, leaves
+            it out.
+        role: of kdstream's own stages, see :data:`Role`.
     """
-    return Stage(function, "sample")
+    made = partial(_made, "sample", random, role)
+    return made if function is None else made(function)
 
 
-def batch_stage(function: Callable[..., Iterator[Any]]) -> Stage:
-    """Decorator: a generator over :class:`~kdstream.batch.Batch` becomes a stage that runs on the accelerator.
+@overload
+def batch_stage(function: Function, /, *, random: bool = False, role: Role | None = None) -> Stage: ...
+@overload
+def batch_stage(*, random: bool = False, role: Role | None = None) -> Callable[[Function], Stage]: ...
+def batch_stage(
+    function: Function | None = None, /, *, random: bool = False, role: Role | None = None
+) -> Stage | Callable[[Function], Stage]:
+    """Decorator, ``@batch_stage`` or ``@batch_stage(random=True)``: a generator over
+    :class:`~kdstream.batch.Batch` becomes a stage that runs on the accelerator.
 
     It must yield one batch for each that it takes. Random draws come from
     :func:`kdstream.rng.uniform` and the batch's ``rng_key``.
+
+    Args:
+        function: takes an iterator of batches first, then its settings.
+        random, role: see :func:`stage`.
     """
-    return Stage(function, "batch")
+    made = partial(_made, "batch", random, role)
+    return made if function is None else made(function)
+
+
+def _made(scope: Literal["sample", "batch"], random: bool, role: Role | None, function: Function) -> Stage:
+    if not callable(function):
+        raise UserError(f"{function!r} is no function to make a stage of; settings go by name: @stage(random=True)")
+    return Stage(function, scope, role=role, random=random)
 
 
 def as_stages(thing: Any) -> tuple[Stage, ...]:
@@ -198,9 +248,10 @@ class Chain:
             iterator = step(iterator)
         return iterator
 
-    def has(self, name: str) -> bool:
-        """Whether a stage of that name is in the chain."""
-        return any(step.name == name for step in self.stages)
+    @property
+    def roles(self) -> list[Role | None]:
+        """The role of every stage, in order."""
+        return [step.role for step in self.stages]
 
     def bind(self, known: Mapping[str, Any]) -> Chain:
         """Every stage with what the stream knows; see :meth:`Stage.bind`."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,11 @@ import torch
 from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
-from kdstream.hashing import Unnamed, network_name
-from kdstream.stream.coded import is_coded, selector_name, unaugmented, view_name
-from kdstream.stream.coding_plan import CHUNK, PlanKey, load_plan, make_plan
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
-from kdstream.stream.stage import Chain, Stage
-from kdstream.stream.teacher import teacher
+from kdstream.stream.planning import with_plans
+from kdstream.stream.stage import Chain
 
 
 class Stream:
@@ -91,10 +86,9 @@ class Stream:
     def __or__(self, stage: Any) -> Stream:
         new = copy.copy(self)
         new.chain = self.chain | (parse_chain(stage) if isinstance(stage, str) else stage)
-        if new.chain.has("teacher") and new.chain.has("normalize"):
-            names = [step.name for step in new.chain.stages]
-            if names.index("normalize") < names.index("teacher"):
-                raise UserError("normalize must come after teacher: the teacher standardises images for itself")
+        roles = new.chain.roles
+        if "teacher" in roles and "normalize" in roles[: roles.index("teacher")]:
+            raise UserError("normalize must come after teacher: the teacher standardises images for itself")
         new._loader = None
         return new
 
@@ -122,71 +116,6 @@ class Stream:
         """
         self._open(after_chunk).check(self.epoch, self._route())
 
-    def _with_plans(self, chain: Chain, known: Mapping[str, Any], after_chunk: Callable[[], None]) -> Chain:
-        """The chain with the coding plans that its ``coded`` stages ask for."""
-        stages = list(chain.stages)
-        for position, stage in enumerate(stages):
-            asked = stage.settings["plan"] if is_coded(stage) else "off"
-            if isinstance(asked, torch.Tensor) or asked == "off":
-                continue
-            view = unaugmented(stages, position)
-            key = self._plan_key(stage, position, known)
-            if asked != "auto":
-                plan = load_plan(Path(asked), key, len(self.dataset))
-            else:
-                chooser, together = self._chooser(view), self._is_joined()
-                place: dict[str, Any] = {}
-                if together:
-                    place = {"rank": self.rank, "world": self.world, "share": self._share}
-                choose = partial(chooser.batches, 0)
-                plan = make_plan(self.dataset, key, chooser.plan, choose, **place, after_chunk=after_chunk)
-            stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
-        return Chain(tuple(stages))
-
-    def _plan_key(self, stage: Stage, position: int, known: Mapping[str, Any]) -> PlanKey:
-        """What the plan for the ``coded`` stage at this position of the chain depends on."""
-        if "teacher" not in known:
-            raise UserError("coded: a plan needs the teacher, and this stream does not know it: give it one")
-        network = known["teacher"]
-        teacher_name = known.get("teacher_hash") or network_name(getattr(network, "module", network))
-        # The stages as they are named: what the stream fills in counts by its own name.
-        named = self.chain.bind({**known, "teacher": teacher_name, "dataset": self.dataset.fingerprint})
-        try:
-            selector = selector_name(stage.settings["selector"])
-            view = view_name(unaugmented(named.stages, position))
-        except Unnamed as error:
-            raise UserError(
-                f"coded: plan={stage.settings['plan']} is not possible, since a plan is kept by the name of all that "
-                f"it depends on: {error}; use plan=off, or give that object a method named_by() that returns plain "
-                "values"
-            ) from None
-        return PlanKey(
-            data=self.dataset.fingerprint,
-            teacher=teacher_name,
-            selector=selector,
-            delta=stage.settings["delta"],
-            subsampling=stage.settings["subsampling"],
-            view=f"{view}, mean {list(known['teacher_mean'])}, std {list(known['teacher_std'])}, "
-            f"precision {known.get('precision', 'no')}",
-        )
-
-    def _chooser(self, view: Chain) -> Stream:
-        """Chunk by chunk, in natural order, the whole data set with the selector's choice for every sample."""
-        place: dict[str, Any] = {"rank": 0, "world": 1, "workers": self.workers, "device": self.device}
-        # Seed 0: what the user's own stages draw at random does not make a plan another one for every seed.
-        return Stream(self.dataset, CHUNK, 0, train=False, given=self.given, **place) | view | teacher
-
-    def _is_joined(self) -> bool:
-        return self.world > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
-
-    def _share(self, value: Any) -> list[Any]:
-        values = [None] * self.world
-        try:
-            torch.distributed.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise UserError("another process has ended, whose message says why; the same command continues") from error
-        return values
-
     def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
         """These batches of an epoch, in order; where the stream stands does not change."""
         loader = self._open()
@@ -202,7 +131,9 @@ class Stream:
                 "std": self.dataset.std,
                 **self.given,
             }
-            chain = self._with_plans(self.chain.bind(known), known, after_chunk)
+            place: dict[str, Any] = {"rank": self.rank, "world": self.world}
+            place |= {"workers": self.workers, "device": self.device}
+            chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
             host, self._device_chain = chain.split()
             self._loader = Loader(
                 Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device

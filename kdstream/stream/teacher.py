@@ -18,7 +18,7 @@ PIXELS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 26}
 out of its caches and run slower), 1,300 of 224x224 on a GPU; halved there as long as memory does not suffice."""
 
 
-@batch_stage
+@batch_stage(role="teacher")
 def teacher(
     batches: Iterator[Batch],
     model: Callable[[Tensor], Outputs] = given("teacher"),

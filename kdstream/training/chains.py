@@ -18,11 +18,11 @@ def training_chain(recipe: Recipe, uses_teacher: bool) -> Chain:
     """The recipe's stream, completed: ``teacher`` before ``normalize`` at the end, or no teacher's stages at all."""
     stages = list(parse_chain(recipe.stream).stages)
     if not uses_teacher:
-        stages = [stage for stage in stages if stage.name not in ("coded", "teacher")]
-    chain = Chain(tuple(stage for stage in stages if stage.name != "normalize"))
-    if uses_teacher and not chain.has("teacher"):
+        stages = [stage for stage in stages if stage.role not in ("coded", "teacher")]
+    chain = Chain(tuple(stage for stage in stages if stage.role != "normalize"))
+    if uses_teacher and "teacher" not in chain.roles:
         chain = chain | teacher
-    last = [stage for stage in stages if stage.name == "normalize"] or [normalize]
+    last = [stage for stage in stages if stage.role == "normalize"] or [normalize]
     _refuse_settings(last)
     return chain | Chain(tuple(last))
 
@@ -33,17 +33,17 @@ def evaluation_chain(recipe: Recipe) -> Chain:
         chain = parse_chain(recipe.eval_stream)
     else:
         chain = Chain() | decode
-        boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.name in ("random_box", "center_box")]
+        boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.role == "box"]
         if boxes:
-            chain = chain | center_box(size=boxes[-1].settings["size"])
+            chain = chain | center_box(size=boxes[-1].setting("size"))
     _refuse_settings(chain.stages)
-    return chain if chain.has("normalize") else chain | normalize
+    return chain if "normalize" in chain.roles else chain | normalize
 
 
 def _refuse_settings(stages: Sequence[Stage]) -> None:
     """Training, evaluation and the exported student must agree on how images are standardised."""
     for stage in stages:
-        if stage.name == "normalize" and (stage.args or stage.settings):
+        if stage.role == "normalize" and (stage.args or stage.settings):
             raise UserError(
                 "in a recipe, normalize has no settings: set data.mean and data.std, which serve all streams"
             )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch
 from kdstream.errors import UserError
+from kdstream.exact import exact, exact_device
 from kdstream.models.taps import Tapped
 from kdstream.stream.stream import Stream
 
@@ -39,7 +40,7 @@ def evaluate(
     """
     was_training = network.training
     network.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=stream.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=exact_device(stream.device))
     for batch in validation_batches(stream):
         sums += batch_sums(network, batch, confusion)
         advance(len(batch))
@@ -59,7 +60,7 @@ def batch_sums(network: nn.Module, batch: Batch, confusion: Tensor | None = None
         confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)
     loss = nn.functional.cross_entropy(logits, batch.label, reduction="sum")
     parts = (loss, top[:, 0].sum(), top.any(dim=1).sum(), torch.full((), len(batch), device=logits.device))
-    return torch.stack([part.double() for part in parts])
+    return torch.stack([exact(part) for part in parts])
 
 
 def validation_batches(stream: Stream) -> Iterator[Batch]:

@@ -25,6 +25,7 @@ from kdstream import recipe as settings
 from kdstream.addresses import public
 from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.convert.make_shards import make_shards
+from kdstream.data.altered import PowerLaw, alter, told
 from kdstream.data.shards import ShardSet, has_split, open_shards
 from kdstream.display.progress import Display
 from kdstream.display.report import RunRecord, write_report
@@ -177,8 +178,10 @@ class Job:
             val = data.val or ("val" if has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
         _agree_on_classes(data, val, *shards)
+        law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
+        shards = alter(shards[0], data.label_noise or 0.0, law, data.seed or 0), shards[1]
         for one in shards:
-            for note in one.notes:
+            for note in (*one.notes, *told(one)):
                 self.display.note(f"{one.name}/{one.split}: {note}")
             one.mean, one.std = data.mean or one.mean, data.std or one.std
         for note in _lacking(*shards):

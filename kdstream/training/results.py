@@ -204,6 +204,7 @@ class Results:
         result: dict[str, Any] = {
             "name": recipe.name,
             "fingerprint": self.identity.fingerprint,
+            **({"altered": self.train.facts} if self.train.facts else {}),
             **accuracy,
             "best_top1": state.best["top1"],
             "best_epoch": state.best["epoch"],

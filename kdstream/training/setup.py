@@ -276,9 +276,9 @@ def probes(
 
 def uncoded(chain: Chain) -> Chain:
     """The chain without ``coded``; the teacher answers for each image as if that were the version chosen."""
-    stages = [stage for stage in chain.stages if stage.name != "coded"]
+    stages = [stage for stage in chain.stages if stage.role != "coded"]
     if len(stages) < len(chain.stages):
-        stages.insert([stage.name for stage in stages].index("teacher"), _offer_originals)
+        stages.insert([stage.role for stage in stages].index("teacher"), _offer_originals)
     return Chain(tuple(stages))
 
 

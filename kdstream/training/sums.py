@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdstream.batch import Batch
+from kdstream.exact import exact, exact_device
 
 HEAD = ("samples", "correct", "loss", "entropy", "entropy_squares", "gt_probability", "gt_probability_squares")
 """What stands first in ``Sums.values``; the terms follow."""
@@ -38,12 +39,12 @@ class Summary(NamedTuple):
 
 @dataclass
 class Sums:
-    """What is summed over an epoch, on the device, in float64; saved with every checkpoint.
+    """What is summed over an epoch, in float64; saved with every checkpoint.
 
     Attributes:
         names: of the terms.
-        device: where the sums are.
-        values: float64 [7 + T]: those of :data:`HEAD`, then one a term.
+        device: of the batches.
+        values: float64 [7 + T], on the device if it has float64: those of :data:`HEAD`, then one a term.
         qualities: int64 [102], how often each quality was chosen; the original first.
     """
 
@@ -53,21 +54,21 @@ class Sums:
     qualities: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.values = torch.zeros(len(HEAD) + len(self.names), dtype=torch.float64, device=self.device)
+        self.values = torch.zeros(len(HEAD) + len(self.names), dtype=torch.float64, device=exact_device(self.device))
         self.qualities = torch.zeros(102, dtype=torch.int64, device=self.device)
 
     def add(self, batch: Batch, loss: Tensor, terms: Tensor, logits: Tensor) -> None:
         """Count one step."""
-        peaky = [torch.zeros((), dtype=torch.float64, device=self.device)] * 4
+        peaky = [self.values.new_zeros(())] * 4
         if batch.teacher is not None:
-            log_p = torch.log_softmax(batch.teacher.logits.double(), dim=1)
+            log_p = torch.log_softmax(exact(batch.teacher.logits), dim=1)
             entropy = -(log_p.exp() * log_p).sum(1)
-            truth = log_p.gather(1, batch.label[:, None])[:, 0].exp()
+            truth = log_p.gather(1, batch.label.to(log_p.device)[:, None])[:, 0].exp()
             peaky = [entropy.sum(), (entropy**2).sum(), truth.sum(), (truth**2).sum()]
         count = len(batch)
-        correct = (logits.argmax(1) == batch.label).sum().double()
-        head = torch.stack([torch.full_like(correct, count), correct, loss.double() * count, *peaky])
-        self.values += torch.cat([head, terms.double() * count])
+        correct = exact((logits.argmax(1) == batch.label).sum())
+        head = torch.stack([torch.full_like(correct, count), correct, exact(loss) * count, *peaky])
+        self.values += torch.cat([head, exact(terms) * count])
         if batch.quality is not None:
             self.qualities.index_add_(0, batch.quality + 1, torch.ones_like(batch.quality))
 
@@ -101,5 +102,5 @@ class Sums:
 
     def add_state(self, state: dict[str, Tensor]) -> None:
         """Add what a checkpoint holds of one process."""
-        self.values += state["values"].to(self.device)
+        self.values += state["values"].to(self.values.device)
         self.qualities += state["qualities"].to(self.device)

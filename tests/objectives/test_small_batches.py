@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from builders import batch
-from torch.nn import functional as F
+from distillers import SIZE, stages
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Outputs
 from kdstream.errors import UserError
-from kdstream.models import build
 from kdstream.objectives import OBJECTIVES, Task, parse_loss
-from kdstream.recipe import Model
-from kdstream.training.distiller import Distiller
-from kdstream.training.networks import tapped
-from kdstream.training.setup import prepare
-
-SETTINGS = {"crd": {"nce_k": 8}}
-SIZE = 16
-"""Of the images: the last maps have 4 x 4 positions."""
 
 
-class Labels(SimpleNamespace):
-    """What :func:`prepare` asks of a training set."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def networks(name: str) -> tuple[dict, dict]:
-    """A student and a teacher that the objective can work with."""
-    if name == "vitkd":
-        return {"name": "tiny_vit:TinyViT"}, {"name": "tiny_vit:TinyViT", "width": 32}
-    return {"name": "resnet8"}, {"name": "resnet14"}
-
-
-def largest_gradients(
-    name: str, classes: int, count: int, size: int = SIZE, world: int = 1, **settings: object
-) -> list[float]:
-    """The largest gradient of the student's parameters in every stage that trains it.
-
-    Args:
-        name: of the objective.
-        classes: C.
-        count: samples of the batch, which the term is told of.
-        size: of the images.
-        world: processes that share a batch.
-        settings: of the term.
-
-    Raises:
-        UserError: what the objective says.
-    """
-    torch.manual_seed(0)
-    ours, theirs = networks(name)
-    terms = parse_loss({name: {**SETTINGS.get(name, {}), **settings}})
-    train = Labels(num_classes=classes, labels=[i % classes for i in range(4 * count)], mean=(0.5,) * 3, std=(0.2,) * 3)
-    plain = build(num_classes=classes, **theirs).eval().requires_grad_(False)
-    teacher = tapped(plain, terms.teacher_taps, Model(model=theirs["name"])).eval()
-
-    def taught(count: int) -> Batch:
-        image = torch.randn(count, 3, size, size)
-        return batch(image=image, label=torch.tensor(train.labels)[:count], teacher=teacher(image).detach())
-
-    with torch.no_grad():
-        probe, small = taught(2), taught(count)
-    student = build(num_classes=classes, **ours)
-    recipe = SimpleNamespace(epochs=10, batch_size=count)
-    _, student, _, _ = prepare(
-        student, Model(model=ours["name"]), teacher, (train.mean, train.std), terms, probe, train, recipe, world
-    )
-    distiller = Distiller(student, terms)
+def largest_gradients(name: str, classes: int, count: int, size: int = SIZE, **settings: object) -> list[float]:
+    """The largest gradient of the student's parameters in every stage that trains it; see :func:`distillers.stages`."""
     found = []
-    for stage in distiller.stages():
-        if not stage.losses:
-            continue
-        distiller.begin(stage, probe)
-        distiller.train()
-        if name == "bss":  # attacked is what both networks classify rightly
-            with torch.no_grad():
-                small.label = student(small.image).logits.argmax(1)
-            small.teacher = Outputs(5.0 * F.one_hot(small.label, classes))
+    for stage, distiller, small in stages(name, classes, count, size, **settings):
         loss, _, _ = distiller(small)
         if stage.trains != "student":
             continue
         loss.backward()
-        gradients = [p.grad for p in student.parameters() if p.grad is not None]
+        gradients = [p.grad for p in distiller.student.parameters() if p.grad is not None]
         assert all(gradient.isfinite().all() for gradient in gradients)
         found.append(max(float(gradient.abs().max()) for gradient in gradients))
     return found

@@ -421,7 +421,7 @@ def test_every_setting_has_its_plan_and_one_meaning_has_one(folder, mine):
 
 
 def test_a_training_stops_while_it_makes_its_plan(folder, mine, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdstream.stream.stream.CHUNK", 60)
+    monkeypatch.setattr("kdstream.stream.planning.CHUNK", 60)
     save_student(tmp_path / "teacher", make_teacher().module, classes=[str(i) for i in range(10)], mean=(0.3,) * 3,
                  std=(0.3,) * 3, image_size=(16, 16))  # fmt: skip
     recipe = recipe_of(
@@ -453,7 +453,7 @@ torch.set_num_threads(1)
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from pathlib import Path
 from test_coding_plan import stream_of
-import kdstream.stream.stream as module
+import kdstream.stream.planning as module
 module.CHUNK = 17  # 13 full chunks, and two that share what is left
 if "RANK" in __import__("os").environ:
     torch.distributed.init_process_group("gloo")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
+from operator import attrgetter
 
 import pytest
 import webdataset
 
 from kdstream.errors import UserError
+from kdstream.hashing import digest
 from kdstream.stream.augment import augment
 from kdstream.stream.coded import coded
 from kdstream.stream.decode import decode
@@ -26,6 +29,16 @@ def add(samples, amount=1):
 def scale(batches, factor=given, by=given("other")):
     for batch in batches:
         yield batch * factor + by
+
+
+@stage(random=True)
+def shaken(samples, width=1):
+    yield from samples
+
+
+@batch_stage(random=True)
+def mixed(batches, width=given):
+    yield from batches
 
 
 def test_a_stage_runs_and_takes_settings():
@@ -73,3 +86,30 @@ def test_stages_can_be_pickled_for_spawned_readers():
     assert list(copy(iter([1]))) == [4]
     host = (Chain() | decode | coded() | augment("inception", 8)).split()[0]
     assert [s.name for s in pickle.loads(pickle.dumps(host)).stages] == [s.name for s in host.stages]
+    stages = [add, shaken(width=2), *host.stages, coded(), normalize]
+    told = attrgetter("name", "role", "random", "sample_form", "settings")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(told, stages) == list(map(told, stages))
+
+
+def test_what_a_stage_is_declared_as_stays_with_it():
+    assert [(s.role, s.random) for s in (add, shaken, mixed, decode)] == [(None, r) for r in (False, True, True, False)]
+    for made in (shaken(width=3), shaken(3), shaken.bind({}), mixed.bind({"width": 2}), stage()(add.function)(5)):
+        assert made.random == (made.name != "add")
+        assert made.role is None
+    assert (shaken.scope, mixed.scope) == ("sample", "batch")
+    assert list((shaken | add)(iter([1]))) == [2]
+    chain = augment("inception", 8, jitter=[0.1] * 4) | augment("cifar") | augment("eval", 8) | coded() | normalize
+    assert chain.roles == ["box", None, None, None, "box", "coded", "normalize"]
+    assert [s.random for s in chain.stages] == [True] * 4 + [False] * 3
+    assert chain.bind({"mean": [0.5] * 3, "std": [0.5] * 3}).roles == chain.roles
+    with pytest.raises(UserError, match=r"True is no function .*@stage\(random=True\)"):
+        stage(True)
+
+
+def test_settings_by_name_by_position_and_by_default():
+    assert [made.setting("amount") for made in (add(7), add(amount=8), add)] == [7, 8, 1]
+
+
+def test_what_is_declared_random_has_another_name():
+    assert digest(stage(random=True)(add.function)) != digest(add) == digest(stage(add.function))

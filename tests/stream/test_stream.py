@@ -228,6 +228,25 @@ def test_webdataset_filters_are_stages(digits):
     assert len(labels) == int((chain.dataset.labels != 3).sum())
 
 
+def test_own_stages_may_be_called_as_ours_are(digits):
+    @kd.batch_stage
+    def normalize(batches):
+        for batch in batches:
+            yield batch.map_views(lambda images: images // 2)
+
+    given = {
+        "teacher": lambda images: kd.Outputs(images.mean((2, 3))),
+        "teacher_mean": (0,) * 3,
+        "teacher_std": (1,) * 3,
+    }
+    stream = Stream(digits / "train", 16, given=given) | "decode" | normalize
+    batch = next(iter(stream | kd.teacher | kd.normalize))
+    half = next(iter(stream))
+    torch.testing.assert_close(batch.teacher.logits, half.image.float().mean((2, 3)) / 255)
+    with pytest.raises(UserError, match="normalize must come after teacher"):
+        stream | kd.normalize | kd.teacher
+
+
 def test_stages_get_what_the_stream_knows(digits):
     @kd.batch_stage
     def curious(batches, seed=kd.given, num_classes=kd.given, extra=kd.given):

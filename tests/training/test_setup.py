@@ -8,8 +8,10 @@ from jobs import recipe_of
 
 import kdstream as kd
 from kdstream.data.shards import open_shards
+from kdstream.stream import parse_chain
 from kdstream.stream.plan import Plan
 from kdstream.training.rehearsal import rehearse
+from kdstream.training.setup import uncoded
 
 
 @pytest.mark.parametrize("size", [1, 2, 9, 10, 11, 240])
@@ -41,3 +43,18 @@ def test_terms_are_told(digits, monkeypatch):
         recipe = recipe_of(digits, "nowhere", loss="test_setup:Asks", batch_size=batch_size)
         rehearse(recipe, open_shards(digits / "train"), None, Accelerator(cpu=True))
         assert test_setup.Asks.told == smallest
+
+
+@kd.batch_stage
+def coded(batches):
+    """Called as ours is, and none of ours."""
+    yield from batches
+
+
+def test_a_stage_of_ones_own_called_coded_stays_where_ours_is_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
+    own = parse_chain("decode | test_setup:coded | teacher | normalize")
+    assert uncoded(own) == own
+    both = uncoded(parse_chain("decode | test_setup:coded | coded(hkl) | teacher | normalize"))
+    assert [step.name for step in both.stages] == ["decode", "coded", "_offer_originals", "teacher", "normalize"]
+    assert both.roles == [None, None, None, "teacher", "normalize"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.rng import words
 
 _LOW = (1 << 32) - 1
@@ -82,8 +83,9 @@ class Contrast(nn.Module):
         )
         # Stretch k of the table is [cut k, cut k+1); one more, empty and first, keeps the place of the positive. Where
         # candidates are too few, every stretch is the whole table.
-        steps = torch.arange(-1, self.negatives + 1, device=index.device, dtype=torch.float64).clamp_(min=0)
-        cuts = (steps * (candidates * enough)).div_(self.negatives).floor_().to(torch.int64)  # exact: all below 2^53
+        steps = exact(torch.arange(-1, self.negatives + 1, device=index.device)).clamp_(min=0)
+        cuts = (steps * (candidates * enough).to(steps.device)).div_(self.negatives).floor_()  # exact: all below 2^53
+        cuts = cuts.to(index)
         place = _below(cuts.diff(dim=1).add_(candidates * ~enough), jitter)
         place.add_(cuts[:, :-1]).add_(_below(candidates, offset)).sub_(candidates)
         place.add_(_where_negative(place, candidates))  # the table turned by the offset

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdstream.errors import UserError
+from kdstream.exact import exact_device
 from kdstream.objectives.common.precision import at_least_float32
 
 
@@ -54,11 +55,12 @@ def soft_rank(values: Tensor, strength: float = 1.0, backend: Literal["auto", "n
         raise UserError(f"soft_rank: strength must be a finite number > 0, got {strength!r}")
     if backend not in ("auto", "numba", "torch"):
         raise UserError(f"soft_rank: unknown backend {backend!r}: use 'auto', 'numba' or 'torch'")
-    values = at_least_float32(values)
+    device = values.device
+    values = at_least_float32(values).to(exact_device(device))
     by_row = backend != "torch" and values.device.type == "cpu" and _compiled(values.dtype) is not None
     if backend == "numba" and not by_row:
         raise UserError(f"soft_rank: backend 'numba' needs numba and main memory, got {values.device}: use 'auto'")
-    return _SoftRank.apply(values, float(strength), by_row)
+    return _SoftRank.apply(values, float(strength), by_row).to(device)
 
 
 class _SoftRank(torch.autograd.Function):
@@ -181,9 +183,8 @@ def _compiled(dtype: torch.dtype) -> SimpleNamespace | None:
 def project_at_once(ordered: Tensor, order: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """As :func:`project_by_row`, in plain torch on any device; the starts are int64."""
     n = ordered.shape[1]
-    wide = torch.float32 if ordered.device.type == "mps" else torch.float64
     places = torch.arange(n, device=ordered.device)
-    scaled = ordered.to(wide) / strength
+    scaled = ordered.double() / strength
     fitted = non_increasing(scaled - (n - places))
     changed = F.pad(fitted[:, 1:] != fitted[:, :-1], (1, 0))
     starts = torch.where(changed, places, 0).cummax(dim=1).values if n else order
@@ -193,9 +194,8 @@ def project_at_once(ordered: Tensor, order: Tensor, strength: float) -> tuple[Te
 
 def deviate_at_once(gradient: Tensor, order: Tensor, starts: Tensor, strength: float) -> Tensor:
     """As :func:`deviate_by_row`, in plain torch on any device."""
-    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
     ends = torch.searchsorted(starts, starts, right=True)
-    ordered = gradient.gather(1, order).to(wide)
+    ordered = gradient.gather(1, order).double()
     sums = F.pad(ordered.cumsum(dim=1), (1, 0))
     means = (sums.gather(1, ends) - sums.gather(1, starts)) / (ends - starts)
     return torch.empty_like(gradient).scatter_(1, order, ((ordered - means) / strength).to(gradient.dtype))
@@ -211,7 +211,7 @@ def non_increasing(values: Tensor) -> Tensor:
     its place in the other half: ceil(log2 n) joins, each some twenty operations on [N,n].
 
     Args:
-        values: float64 (float32 where there is none) [N,n].
+        values: float64 [N,n].
 
     Returns:
         [N,n]; the entries of a block are equal to the last bit.

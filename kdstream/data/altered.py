@@ -1,0 +1,190 @@
+"""A training split with changed labels or class sizes, without new shards: label noise and class imbalance.
+
+Both are pure functions of (seed, number of the sample in its split). Source of the two protocols: Sarfraz, Arani &
+Zonooz 2020, "Knowledge distillation beyond model compression", sections IV-B and IV-C.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdstream.data.shard_set import ShardSet
+from kdstream.errors import UserError
+
+if TYPE_CHECKING:
+    from kdstream.batch import Sample
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Class sizes from ``smallest`` (the first class) to ``largest`` (the last).
+
+    Attributes:
+        gamma: > 0; the smaller, the fewer classes are large.
+        largest, smallest: samples of the last and the first class.
+    """
+
+    gamma: float
+    largest: int
+    smallest: int
+
+
+def class_sizes(law: PowerLaw, classes: int) -> list[int]:
+    r"""Samples of each class by the power law.
+
+    .. math:: n_c = \Big[ \frac{a}{b + c^{-\gamma}} \Big], \quad n_1 = \text{smallest},\ n_C = \text{largest}
+
+    a and b are solved for the two ends; [.] rounds to the nearest whole number. The paper writes (c - 1) for c, which
+    has no value for its first class: here the classes count from 1.
+
+    Args:
+        law: of the sizes.
+        classes: C >= 2.
+
+    Raises:
+        UserError: ends for which the law has no solution.
+    """
+    small, large = law.smallest, law.largest
+    if large <= small:
+        return [small] * classes
+    power = np.arange(1, classes + 1, dtype=np.float64) ** -law.gamma
+    # small (b + 1) = a = large (b + C^-gamma)
+    b = (small - large * power[-1]) / (large - small)
+    a = small * (b + 1)
+    return [round(size) for size in (a / (b + power)).tolist()]
+
+
+def noisy(labels: np.ndarray, rate: float, classes: int, seed: int) -> np.ndarray:
+    """Labels of which each is replaced, with probability ``rate``, by a class drawn uniformly from all of them.
+
+    Args:
+        labels: int64 [n].
+        rate: 0..1. A label's own class may be drawn: the share that changes is about rate (1 - 1/classes).
+        classes: C.
+        seed: of the draws, which depend on it and on the label's position alone.
+
+    Returns:
+        int64 [n], a new array.
+    """
+    replace, drawn = _draws(len(labels), seed, "label_noise")
+    return np.where(replace < rate, np.minimum((drawn * classes).astype(np.int64), classes - 1), labels)
+
+
+def kept(labels: np.ndarray, sizes: Sequence[int], seed: int) -> np.ndarray:
+    """Which samples stay where every class keeps so many of its own, chosen at random.
+
+    Args:
+        labels: int64 [n].
+        sizes: of the C classes.
+        seed: of the draws. A class of more samples keeps those that it keeps when it has fewer.
+
+    Returns:
+        int64 [sum of sizes], rising.
+    """
+    order, _ = _draws(len(labels), seed, "imbalance")
+    chosen = [
+        own[np.argsort(order[own], kind="stable")[:size]]
+        for own, size in ((np.flatnonzero(labels == number), size) for number, size in enumerate(sizes))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _draws(count: int, seed: int, salt: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two uniform numbers in [0,1) for each of ``count`` samples."""
+    import torch  # opening shards does without it
+
+    from kdstream.rng import sample_keys, uniform
+
+    drawn = uniform(sample_keys(seed, 0, torch.arange(count)), 2, salt).double().numpy()
+    return drawn[:, 0], drawn[:, 1]
+
+
+class Altered(ShardSet):
+    """A split whose labels and samples are changed; its samples are numbered anew, 0..n-1.
+
+    Attributes:
+        labels: int64 [n], as they are trained with.
+        true_labels: int64 [n], as they stand in the shards.
+        numbers: int64 [n], the samples' numbers in the split itself.
+    """
+
+    def __init__(self, base: ShardSet, noise: float, law: PowerLaw | None, seed: int, classes: int):
+        """See :func:`alter`; ``classes`` is the base's number, which a process that opens it anew is not told else."""
+        base.number_classes(classes)
+        self.__dict__.update(vars(base))
+        self._made_of = (base, noise, law, seed, classes)
+        self.numbers = np.arange(len(base))
+        self.facts = {}
+        if law is not None:
+            sizes = class_sizes(law, base.num_classes)
+            there = np.bincount(base.labels, minlength=base.num_classes)
+            for number, (size, count) in enumerate(zip(sizes, there.tolist(), strict=True)):
+                if size > count:
+                    raise UserError(
+                        f"data.imbalance asks for {size:,} samples of class {base.classes[number]!r}, "
+                        f"{base.name}/{base.split} has {count:,}: lower largest or smallest"
+                    )
+            self.numbers = kept(base.labels, sizes, seed)
+            self.facts["imbalance"] = {**asdict(law), "seed": seed, "sizes": sizes}
+        self.true_labels = base.labels[self.numbers]
+        # Drawn for the whole split: a label's fate does not depend on which others are kept.
+        labels = noisy(base.labels, noise, base.num_classes, seed)[self.numbers] if noise else self.true_labels.copy()
+        if noise:
+            changed = int((labels != self.true_labels).sum())
+            self.facts["label_noise"] = {"rate": noise, "seed": seed, "changed": changed, "of": len(labels)}
+        self.labels = labels
+        self.labels.flags.writeable = False
+        told = json.dumps([base.fingerprint, noise, asdict(law) if law else None, seed, classes])
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()[: len(base.fingerprint)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Altered, self._made_of
+
+    def key(self, index: int) -> str:
+        return self._made_of[0].key(int(self.numbers[self._number(index)]))
+
+    def read(self, index: int) -> Sample:
+        """As :meth:`ShardSet.read`, with the label that is trained with as ``cls``."""
+        number = self._number(index)
+        sample = self._made_of[0].read(int(self.numbers[number]))
+        sample["cls"] = str(int(self.labels[number])).encode()
+        sample["index"] = number
+        return sample
+
+
+def alter(shards: ShardSet, noise: float = 0.0, law: PowerLaw | None = None, seed: int = 0) -> ShardSet:
+    """A split with changed labels or class sizes; the split itself where nothing is to change.
+
+    Args:
+        shards: the split.
+        noise: see :func:`noisy`.
+        law: see :func:`class_sizes`.
+        seed: of both.
+
+    Raises:
+        UserError: a class has fewer samples than ``law`` asks for.
+    """
+    return Altered(shards, noise, law, seed, shards.num_classes) if noise or law is not None else shards
+
+
+def told(shards: ShardSet) -> list[str]:
+    """What a user should know of the changes, a line each."""
+    facts, lines = shards.facts, []
+    if "imbalance" in facts:
+        sizes = facts["imbalance"]["sizes"]
+        shown = ", ".join(map(str, sizes if len(sizes) <= 10 else [*sizes[:4], "...", *sizes[-4:]]))
+        lines.append(f"imbalance: {sum(sizes):,} samples are left, by class {shown}")
+    if "label_noise" in facts:
+        noise = facts["label_noise"]
+        share = 100 * noise["changed"] / max(noise["of"], 1)
+        lines.append(f"label_noise: {noise['changed']:,} of {noise['of']:,} labels are changed ({share:.1f} %)")
+    return lines

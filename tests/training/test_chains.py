@@ -1,0 +1,87 @@
+"""What the user left out of a recipe's streams is added, and stages are known by what they are, not by their names."""
+
+from __future__ import annotations
+
+import pytest
+from jobs import recipe_of, run
+
+import kdstream as kd
+from kdstream.errors import UserError
+from kdstream.training.chains import evaluation_chain, training_chain
+
+MINE = """
+import torch
+import kdstream as kd
+
+def plain(batches, by=None, size=None):
+    for batch in batches:
+        yield batch
+
+def named(name):
+    plain_again = type(plain)(plain.__code__, plain.__globals__, name, plain.__defaults__)
+    plain_again.__qualname__ = name
+    return kd.batch_stage(plain_again)
+
+teacher, normalize, coded, random_box = map(named, ("teacher", "normalize", "coded", "random_box"))
+
+@kd.stage
+def decode(samples):
+    for sample in samples:
+        yield {**sample, "image": torch.zeros(3, 16, 16, dtype=torch.uint8), "label": int(sample["cls"])}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of the user's whose stages are called as ours are."""
+    (tmp_path / "called_as_ours.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "called_as_ours"
+
+
+def roles(chain):
+    return [(step.name, step.role) for step in chain.stages]
+
+
+OWN = [("teacher", None), ("normalize", None), ("coded", None), ("random_box", None)]
+ENDS = [("teacher", "teacher"), ("normalize", "normalize")]
+
+
+def test_what_is_left_out_is_added():
+    def chains(stream, **settings):
+        recipe = recipe_of("data", "nowhere", stream=stream, **settings)
+        return str(training_chain(recipe, True)), str(training_chain(recipe, False)), str(evaluation_chain(recipe))
+
+    whole = "decode | augment(cifar) | coded(hkl) | teacher | normalize"
+    views = "decode() | crop_flip(pad=4, mode='zeros', flip=True)"
+    for stream in (whole, whole.replace(" | normalize", ""), whole.replace(" | teacher | normalize", "")):
+        taught, alone, evaluated = chains(stream)
+        assert taught.startswith(f"{views} | ")
+        assert taught.endswith(" | teacher() | normalize()")
+        assert alone == f"{views} | normalize()"
+        assert evaluated == "decode() | normalize()"
+    for box in ("augment(inception, 24)", "kdstream.stream.augment:augment(eval, 24)"):
+        assert chains(f"decode | {box}")[2] == "decode() | center_box(size=24) | normalize()"
+    assert chains(whole, eval_stream="decode | augment(eval, 8)")[2].startswith("decode() | center_box(size=8, ")
+    with pytest.raises(UserError, match="normalize has no settings"):
+        chains("decode | normalize(std=[1, 1, 1])")
+
+
+def test_stages_of_ones_own_called_as_ours(digits, mine):
+    stream = " | ".join(["decode", *(f"{mine}:{name}(by=1)" for name, _ in OWN)])
+    recipe = recipe_of(digits, "nowhere", stream=stream, eval_stream=f"decode | {mine}:normalize(by=2)")
+    assert roles(training_chain(recipe, True)) == [("decode", None), *OWN, *ENDS]
+    assert roles(training_chain(recipe, False)) == [("decode", None), *OWN, ENDS[1]]
+    assert roles(evaluation_chain(recipe)) == [("decode", None), OWN[1], ENDS[1]]
+    default = recipe.model_copy(update={"eval_stream": None})
+    assert str(evaluation_chain(default)) == "decode() | normalize()"
+    boxed = default.model_copy(update={"stream": f"{mine}:decode | augment(inception, 12) | {mine}:random_box(size=8)"})
+    assert str(evaluation_chain(boxed)) == "decode() | center_box(size=12) | normalize()"
+
+
+def test_they_take_part_in_a_training(digits, mine, tmp_path):
+    stream = " | ".join([f"{mine}:decode", "coded(hkl, delta=50)", *(f"{mine}:{name}" for name, _ in OWN)])
+    teacher = {"model": "resnet8", "train": {"loss": "ce"}}
+    (result,) = run(recipe_of(digits, tmp_path / "job", stream=stream, teacher=teacher, loss="kd", epochs=1))
+    assert sum(result["qualities"].values()) == 240  # ours coded, and our teacher answered
+    assert kd.load_student(tmp_path / "job") is not None
