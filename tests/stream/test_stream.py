@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import webdataset
+from tars import write_tar
 
 import kdstream as kd
 from kdstream.errors import UserError
@@ -278,13 +279,6 @@ def test_mistakes_of_composition(digits):
 
 
 def test_a_broken_image_names_its_sample(tmp_path):
-    import io
-    import tarfile
-
-    with tarfile.open(tmp_path / "own-000000.tar", "w") as tar:
-        for name, data in [("a.jpg", b"\xff\xd8\xff garbage"), ("a.cls", b"0")]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    write_tar(tmp_path / "own-000000.tar", [("a.jpg", b"\xff\xd8\xff garbage"), ("a.cls", b"0")])
     with pytest.raises(UserError, match=r"'a'"):
         next(iter(Stream(tmp_path, 1) | "decode"))
