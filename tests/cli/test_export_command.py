@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from commands import refused
 
 from kdstream.cli.export import main
 from kdstream.models import build
@@ -73,16 +74,15 @@ def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
     np.testing.assert_allclose(answer(tmp_path / "run" / "student.onnx", images(3)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_interrupted(monkeypatch, capsys):
+def test_interrupted(monkeypatch, run_main):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kdstream.models.export.load_student", interrupt)
-    assert main(["run"]) == 130
-    assert capsys.readouterr() == ("", "interrupted: nothing written\n")
+    assert run_main(main, "run") == (130, "", "interrupted: nothing written\n")
 
 
-def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, capsys):
+def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, run_main):
     save_student(tmp_path / "run", resnet)
     for arguments, says in (
         ([tmp_path / "nowhere"], "no such folder"),
@@ -94,9 +94,5 @@ def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, capsys):
         ([tmp_path / "run", "--bogus"], "unrecognized arguments: --bogus; see --help"),
         ([], "the following arguments are required: RUN; see --help"),
     ):
-        assert main([str(argument) for argument in arguments]) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert err.startswith("error: ")
-        assert says in err
+        refused(run_main(main, *arguments), says)
     assert not list(tmp_path.rglob("*.onnx"))
