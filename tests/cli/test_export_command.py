@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from commands import refused
+from onnx_files import answer, images
 
 from kdstream.cli.export import main
 from kdstream.models import build
@@ -18,15 +18,6 @@ from kdstream.models.export import save_student
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_onnx.py"
 MEAN, STD, CLASSES = (0.2, 0.3, 0.4), (0.3, 0.2, 0.1), [f"class {i}" for i in range(10)]
-
-
-def images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def answer(path: Path, x: torch.Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"images": x.numpy()})[0]
 
 
 @pytest.fixture(scope="module")
