@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import batch, maps
+from builders import batch, maps, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +19,6 @@ from kdstream.objectives.ofd import OverhaulOfFeatureDistillation as OFD
 from kdstream.objectives.ofd import margin, norm_before, partial_l2
 from kdstream.objectives.term import Task
 
-seeds = st.integers(0, 2**31 - 1)
 TAPS = ("block1.pre", "block2.pre", "block3.pre")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import batch, maps, outputs
+from builders import batch, maps, outputs, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -14,7 +14,6 @@ from kdstream.errors import UserError
 from kdstream.objectives.reviewkd import ReviewKD, hierarchical_context_loss
 from kdstream.objectives.term import Task
 
-seeds = st.integers(0, 2**31 - 1)
 STUDENT = {"block1": (6, 8, 8), "block2": (8, 4, 4), "block3": (12, 2, 2), "penultimate": (12,)}
 TEACHER = {"block1.pre": (8, 8, 8), "block2.pre": (12, 4, 4), "block3.pre": (16, 2, 2), "penultimate": (16,)}
 
