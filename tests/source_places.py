@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from kdstream.convert.open_source import open_source
+from kdstream.convert.split import Source
 from kdstream.errors import UserError
 
 
@@ -25,3 +27,9 @@ def message(text: str, splits: list[str] | None = None) -> str:
         open_source(text, splits)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def labelled(source: Source, split: str) -> dict[str, str]:
+    """File name -> class, of one split."""
+    part = source.splits[split]
+    return {os.path.basename(part.where(i)): source.classes[part.labels[i]] for i in range(len(part))}

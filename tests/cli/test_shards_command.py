@@ -248,7 +248,7 @@ def test_folders_of_others_are_left_alone(run, photos, tmp_path):
     [
         ([], "name a SOURCE and a DEST"),
         (["digits"], "name a SOURCE and a DEST"),
-        (["foo", "DEST"], "unknown source 'foo': known: cifar10, cifar100, csv, digits, imagefolder"),
+        (["foo", "DEST"], "unknown source 'foo': known: cifar10, cifar100, cifar100c, cifar10c, csv, cub200, "),
         (["digits", "DEST", "--nope"], "unrecognized arguments: --nope; see --help"),
         (["digits", "DEST", "--split", "test"], "has no split 'test': found train, val"),
         (["digits", "DEST", "--limit", "0"], "the limit must be at least 1"),

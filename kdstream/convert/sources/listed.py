@@ -1,4 +1,4 @@
-"""What data sets with lists of their own have in common: files named by a list, and lists that are read with care."""
+"""What data sets with lists of their own have in common: files that a list names, and lists that are read with care."""
 
 from __future__ import annotations
 
