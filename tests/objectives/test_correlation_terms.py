@@ -83,8 +83,20 @@ def test_small_strength_gives_exact_ranks_and_large_none():
     student, teacher = logits(3, classes=100)
     exact = loss(Spearman(ranks="exact"), student, teacher)
     torch.testing.assert_close(loss(Spearman(strength=1e-8), student, teacher), exact, rtol=1e-3, atol=0)
-    assert loss(Spearman(), student, teacher) < 1e-6 * exact
-    assert 0.2 * exact < loss(Spearman(strength=1e-4), student, teacher) < 0.9 * exact
+    assert loss(Spearman(strength=1.0), student, teacher) < 1e-6 * exact
+    assert loss(Spearman(strength=1e-4), student, teacher) == loss(Spearman(), student, teacher)
+
+
+@pytest.mark.parametrize(("temperature", "least", "most"), [(4, 0.5, 0.8), (1, 0.3, 1.2)])
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_at_the_default_strength_spearman_pulls_about_as_much_as_pearson(classes, temperature, least, most):
+    student, teacher = logits(0, 32, classes)
+    student.requires_grad_()
+    pulls = [
+        torch.autograd.grad(loss(term(temperature=temperature), student, teacher), student)[0].norm()
+        for term in (Spearman, Pearson)
+    ]
+    assert least < pulls[0] / pulls[1] < most
 
 
 @given(seed=SEEDS)
