@@ -20,7 +20,7 @@ FLOORS = (
     {"data", "jpeg", "recipe"},
     {
         *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "registry", "rng", "safe_yaml"),
-        "terminal",
+        *("tap_names", "terminal"),
     },
 )
 """From the top floor to the ground. A room knows those below it and, on the floors of ``SHARED``, its neighbours."""

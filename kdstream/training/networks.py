@@ -17,6 +17,7 @@ from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.taps import Tapped
+from kdstream.tap_names import spelled_out
 
 
 @dataclass
@@ -143,10 +144,10 @@ def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> T
     Raises:
         UserError: a tap that neither knows.
     """
-    names = list(dict.fromkeys(taps))
+    known = {**getattr(network, "taps", {}), **wanted.taps}
+    names = list(dict.fromkeys(name for tap in taps for name in spelled_out(tap, known)))
     if not wanted.taps:
         return Tapped(network, names)
-    known = {**getattr(network, "taps", {}), **wanted.taps}
     missing = [name for name in names if name not in known]
     if missing:
         raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")

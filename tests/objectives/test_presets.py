@@ -166,7 +166,7 @@ def test_a_whole_loss_with_changes():
     loss = {"preset": "beyond/at/cifar100", "at": {"p": 3}, "ce": 0.5, "kd": {"preset": "cifar100", "weight": 2}}
     assert expanded(loss) == {
         "ce": {"weight": 0.5},
-        "at": {"weight": 1000, "taps": ["block1", "block2", "block3"], "p": 3},
+        "at": {"weight": 1000, "p": 3},
         "kd": {"weight": 2, "temperature": 4},
     }
     assert [(name, weight) for name, weight, _ in parse_loss(loss)] == [("ce", 0.5), ("at", 1000), ("kd", 2)]
