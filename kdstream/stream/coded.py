@@ -93,7 +93,8 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", pl
     """Give the teacher compressed versions to answer for.
 
     Before ``augment``, as in the paper, the raw image is compressed and every version gets the same augmented view;
-    after it the view itself is compressed, a variant. The ``teacher`` stage later in the chain answers for the version that the selector chooses.
+    after it the view itself is compressed, a variant. The ``teacher`` stage later in the chain answers for the version
+    that the selector chooses.
 
     Args:
         selector: ``"hkl"`` (the paper's; versions at qualities 0, delta, 2 delta, ... up to 100 plus the original),
