@@ -21,7 +21,7 @@ FLOORS = (
     {"data", "jpeg", "recipe"},
     {
         *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "notes", "registry", "rng"),
-        *("safe_yaml", "terminal"),
+        *("safe_yaml", "tap_names", "terminal"),
     },
 )
 """From the top floor to the ground. A room knows those below it and, on the floors of ``SHARED``, its neighbours."""

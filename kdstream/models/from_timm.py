@@ -221,15 +221,16 @@ def _map_taps(twin: nn.Module, listed: list[dict[str, Any]]) -> dict[str, str]:
         taps[f"block{number}"] = path
         pre = _pre_activation(twin, path)
         if pre is not None:
-            taps[f"block{number}.pre"] = f"{pre}:input"
+            taps[f"block{number}.pre"] = pre
     if _has(twin, "global_pool"):
         taps["map"] = "global_pool:input"
     return taps
 
 
 def _pre_activation(twin: nn.Module, path: str) -> str | None:
-    """Path of the activation that ends a stage of a ResNet or of MobileNetV1."""
-    from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+    """What enters the activation that ends a stage of a ResNet or of MobileNetV1; the stage's own output, which no
+    activation follows, of MobileNetV2."""
+    from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
     from timm.models.resnet import BasicBlock, Bottleneck
 
     children = list(twin.get_submodule(path).named_children())
@@ -237,7 +238,9 @@ def _pre_activation(twin: nn.Module, path: str) -> str | None:
         return None
     last, block = children[-1]
     if isinstance(block, (BasicBlock, Bottleneck)):
-        return next(f"{path}.{last}.{name}" for name in _PRE_ACTIVATION if hasattr(block, name))
+        return next(f"{path}.{last}.{name}:input" for name in _PRE_ACTIVATION if hasattr(block, name))
     if isinstance(block, DepthwiseSeparableConv) and block.has_pw_act and not block.has_skip:
-        return f"{path}.{last}.bn2.act"
+        return f"{path}.{last}.bn2.act:input"
+    if isinstance(block, InvertedResidual):
+        return path
     return None

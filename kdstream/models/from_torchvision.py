@@ -105,14 +105,14 @@ def _resnet_taps(module: torchvision_models.ResNet) -> dict[str, str]:
 
 
 def _mobilenetv2_taps(module: torchvision_models.MobileNetV2) -> dict[str, str]:
-    """Blocks are the last maps at H/4, H/8, H/16, H/32; they are linear, hence no ``.pre``."""
+    """Blocks are the last maps at H/4, H/8, H/16, H/32; no ReLU follows these linear outputs: ``.pre`` is the same."""
     units = list(module.features)[1:-1]
     # A unit of stride 2 begins a new size; the first of them ends the stem's.
     begins = [number for number, unit in enumerate(units, start=1) if unit.stride == 2]
     ends = [number - 1 for number in [*begins[1:], len(units) + 1]]
     return {
         "stem": "features.0",
-        **{f"block{block}": f"features.{end}" for block, end in enumerate(ends, start=1)},
+        **{f"block{block}{pre}": f"features.{end}" for block, end in enumerate(ends, start=1) for pre in ("", ".pre")},
         "map": "features",
         "penultimate": "classifier.1:input",
     }

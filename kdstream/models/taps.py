@@ -2,7 +2,8 @@
 
 A tap is a name (``stem``, ``block1``, ``block1.pre``, ``map`` for the one whose average the classifier reads,
 ``penultimate`` for what it reads, ...) for a module path: ``layer1.2`` is the
-output of that module, ``layer1.2.relu2:input`` its (first) input.
+output of that module, ``layer1.2.relu2:input`` its (first) input. ``block*`` and ``block.last`` stand for the blocks
+that a network has (:mod:`kdstream.tap_names`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from kdstream.batch import Outputs, logits_of
 from kdstream.errors import UserError
 from kdstream.notes import architecture, classifier_path_of, taps_of
+from kdstream.tap_names import spelled_out
 
 _INPUT = ":input"
 
@@ -39,7 +41,7 @@ class Tapped(nn.Module):
 
     Args:
         module: the network, images -> logits [N,C].
-        taps: names of ``module.taps``, or {any name: module path}.
+        taps: names of ``module.taps``, groups of them among these, or {any name: module path}.
 
     Raises:
         UserError: a tap or module path that the network does not have; the message lists or proposes the right ones.
@@ -157,7 +159,8 @@ def _paths(module: nn.Module, taps: Iterable[str] | Mapping[str, str]) -> dict[s
     else:
         known = taps_of(module)
         paths = {}
-        for name in [taps] if isinstance(taps, str) else taps:
+        asked = [taps] if isinstance(taps, str) else taps
+        for name in (tap for group in asked for tap in spelled_out(group, known)):
             if name not in known:
                 raise UserError(
                     f"unknown tap {name!r}: taps of {architecture(module)} are {', '.join(known) or 'none'}"

@@ -55,7 +55,8 @@ class AttentionTransfer(Term):
 
     Args:
         p: power, a whole number >= 1. Default 2, as in the sources above.
-        taps: the student's feature maps. Default blocks 1 to 3 (Sarfraz et al., Table I).
+        taps: the student's feature maps. Default ``block*``: all blocks that both networks have (blocks 1 to 3 of
+            CIFAR ResNets and WRNs, as in Sarfraz et al., Table I; RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
@@ -66,7 +67,7 @@ class AttentionTransfer(Term):
     def __init__(
         self,
         p: Count = 2,
-        taps: Taps = ("block1", "block2", "block3"),
+        taps: Taps = ("block*",),
         teacher_taps: Taps | None = None,
     ):
         super().__init__()

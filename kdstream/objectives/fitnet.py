@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.regressor import ConvRegressor
 from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name, whole
+from kdstream.objectives.common.tap_groups import need_one_a_tap
 from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
@@ -59,10 +59,9 @@ class FitNet(Term):
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("fitnet", taps, teacher_taps)
-        count = len(self.student_taps)
-        self.weights = (1.0,) * count if weights is None else weights
-        if len(self.weights) != count:
-            raise UserError(f"fitnet: weights must be one a tap, got {len(self.weights)} for {count} taps")
+        self.weights: Sequence[float] = weights or ()  # without taps by name, known in setup
+        if weights is not None:
+            need_one_a_tap("fitnet", "weights", weights, self.student_taps)
         self.stages = stages
         self.epochs = epochs
         self.lr = lr
@@ -72,6 +71,9 @@ class FitNet(Term):
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("fitnet", task)
+        if not self.weights:
+            self.weights = (1.0,) * len(self.student_taps)
+        need_one_a_tap("fitnet", "weights", self.weights, self.student_taps)
         self.connector = nn.ModuleDict()
         for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True):
             need_maps("fitnet", ours, theirs, student.features[ours], teacher.features[theirs])

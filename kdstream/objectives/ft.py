@@ -94,7 +94,7 @@ class FactorTransfer(Term):
         p2: whole power >= 1 of the difference. Default 1.
         form: ``repdistiller`` or ``paper``.
         leaky_slope: of every LeakyReLU, >= 0. Default 0.1.
-        tap: the student's feature map. Default ``block3`` (RepDistiller).
+        tap: the student's feature map. Default ``block.last``, the last block (RepDistiller).
         teacher_tap: the teacher's; the same name by default.
         epochs: length of the phase.
         lr: its learning rate, > 0.
@@ -113,7 +113,7 @@ class FactorTransfer(Term):
         p2: Count = 1,
         form: Literal["repdistiller", "paper"] = "repdistiller",
         leaky_slope: NotNegative = 0.1,
-        tap: Tap = "block3",
+        tap: Tap = "block.last",
         teacher_tap: Tap | None = None,
         epochs: Count = 30,
         lr: Positive = 0.01,

@@ -54,7 +54,7 @@ class NeuronSelectivity(Term):
     teacher-teacher term, as in RepDistiller, whose outer weight is 50.
 
     Args:
-        taps: the student's feature maps. Default blocks 1 to 3 (RepDistiller).
+        taps: the student's feature maps. Default ``block*``: all blocks that both networks have (RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
@@ -62,7 +62,7 @@ class NeuronSelectivity(Term):
             position.
     """
 
-    def __init__(self, taps: Taps = ("block1", "block2", "block3"), teacher_taps: Taps | None = None):
+    def __init__(self, taps: Taps = ("block*",), teacher_taps: Taps | None = None):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("nst", taps, teacher_taps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
@@ -15,6 +16,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import pooled
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Probability, Taps, Weights, module_name
+from kdstream.objectives.common.tap_groups import need_one_a_tap
 from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
@@ -128,10 +130,12 @@ class OverhaulOfFeatureDistillation(Term):
     authors' code. Their outer weight is 0.001 for CIFAR and 0.0001 for ImageNet.
 
     Args:
-        taps: the student's maps before the ReLU, shallow to deep. Default: blocks 1 to 3.
+        taps: the student's maps before the ReLU, shallow to deep. Default ``block*.pre``: all blocks that both networks
+            have. Of MobileNetV2 these are the outputs of linear bottlenecks, as in RepDistiller and mdistiller; the
+            authors' own MobileNetV2 (for segmentation) takes what precedes the first ReLU of the unit that follows.
         teacher_taps: the teacher's, in the same order; the same names by default.
-        layer_weights: one number >= 0 a tap; 2^(i-n) by default (1/4, 1/2, 1). A tap of weight 0 is left out of loss
-            and training.
+        layer_weights: one number >= 0 a tap; 2^(i-n) by default (of three taps 1/4, 1/2, 1). A tap of weight 0 is left
+            out of loss and training.
         cdf_threshold: see :func:`margin`, in 0..1. Default 0.001.
         teacher_norms: module paths of the teacher's BatchNorms that feed its taps, one a tap. By default
             :func:`norm_before` finds them.
@@ -142,7 +146,7 @@ class OverhaulOfFeatureDistillation(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1.pre", "block2.pre", "block3.pre"),
+        taps: Blocks = ("block*.pre",),
         teacher_taps: Taps | None = None,
         layer_weights: Weights | None = None,
         cdf_threshold: Probability = 0.001,
@@ -150,17 +154,22 @@ class OverhaulOfFeatureDistillation(Term):
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("ofd", taps, teacher_taps)
-        count = len(self.student_taps)
-        self.layer_weights = [2.0 ** (i + 1 - count) for i in range(count)] if layer_weights is None else layer_weights
-        if len(self.layer_weights) != count:
-            raise UserError(f"ofd: layer_weights must be one a tap, got {len(self.layer_weights)} for {count} taps")
+        self.layer_weights: Sequence[float] = layer_weights or ()  # without taps by name, known in setup
         self.cdf_threshold = cdf_threshold
         self.teacher_norms = teacher_norms
-        if self.teacher_norms is not None and len(self.teacher_norms) != count:
-            raise UserError(f"ofd: teacher_norms must be one a tap, got {len(self.teacher_norms)} for {count} taps")
+        self._need_one_a_tap()
+
+    def _need_one_a_tap(self) -> None:
+        for name, values in (("layer_weights", self.layer_weights), ("teacher_norms", self.teacher_norms)):
+            if values:
+                need_one_a_tap("ofd", name, values, self.student_taps)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("ofd", task)
+        self._need_one_a_tap()
+        count = len(self.student_taps)
+        if not self.layer_weights:
+            self.layer_weights = [2.0 ** (i + 1 - count) for i in range(count)]
         self.connector = nn.ModuleDict()
         for i, (ours, theirs, weight) in enumerate(
             zip(self.student_taps, self.teacher_taps, self.layer_weights, strict=True)

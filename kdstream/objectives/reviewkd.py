@@ -105,7 +105,8 @@ class ReviewKD(Term):
     embedding. Outer weight there: 5 for most pairs, 0.6 to 8 for others.
 
     Args:
-        taps: the student's, shallow to deep; maps [N,C,H,W] or vectors [N,D], which are maps of 1x1.
+        taps: the student's, shallow to deep; maps [N,C,H,W] or vectors [N,D], which are maps of 1x1. Default: all
+            blocks that both networks have, and the pooled embedding.
         teacher_taps: the teacher's, in the same order. By default ``<tap>.pre`` for every ``block``, else the same.
         mid_channels: width of the residuals. Default: that of the student's deepest tap, at most 512.
         hcl_levels: see :func:`hierarchical_context_loss`, whole numbers >= 1.
@@ -117,7 +118,7 @@ class ReviewKD(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1", "block2", "block3", "penultimate"),
+        taps: Blocks = ("block*", "penultimate"),
         teacher_taps: Taps | None = None,
         mid_channels: Count | None = None,
         hcl_levels: Counts = (4, 2, 1),

@@ -33,14 +33,15 @@ class SimilarityPreserving(Term):
     "Knowledge Distillation Beyond Model Compression", Table I.
 
     Args:
-        taps: the student's. Default block 3 (see above).
+        taps: the student's. Default ``block.last``: the last block (block 3 of CIFAR ResNets and WRNs, block 4 of VGG,
+            ResNet50 and MobileNetV2: RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
         UserError: a setting out of range; no teacher; a single sample in a process.
     """
 
-    def __init__(self, taps: Taps = ("block3",), teacher_taps: Taps | None = None):
+    def __init__(self, taps: Taps = ("block.last",), teacher_taps: Taps | None = None):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("sp", taps, teacher_taps)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.settings import declared
+from kdstream.objectives.common.tap_groups import settling
 
 Build = Callable[..., Any]
 """:func:`kdstream.models.build`: it gives the network that is asked for, an ``nn.Module`` of whatever class."""
@@ -107,7 +108,9 @@ class Term(nn.Module):
     """
 
     student_taps: Sequence[str] = ()
-    """Taps of the student that ``forward`` reads. May be set per instance, in ``__init__``."""
+    """Taps of the student that ``forward`` reads. May be set per instance, in ``__init__``. Groups of them
+    (``block*``, ``block*.pre``, ``block.last``: :mod:`kdstream.tap_names`) stand for what the network has; when
+    :meth:`setup` begins they are spelled out, here and in ``teacher_taps``."""
     teacher_taps: Sequence[str] = ()
     """Taps of the teacher that ``forward`` reads."""
     uses_teacher: bool = True
@@ -126,11 +129,15 @@ class Term(nn.Module):
     are."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made."""
+        """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made, and
+        groups among its taps spelled out before its ``setup``."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = declared(cls, cls.__init__)  # type: ignore[method-assign]  # the same, behind the check
+        if "setup" in vars(cls):
+            cls.setup = settling(cls.setup)  # type: ignore[method-assign]  # the same, with taps by name
 
+    @settling
     def setup(self, task: Task) -> None:
         """Create connectors, embeddings, banks. Called once, before training, on the CPU."""
 

@@ -58,7 +58,7 @@ class VariationalInformation(Term):
     RepDistiller's, whose outer weight is 1.
 
     Args:
-        taps: the student's feature maps. Default blocks 1 to 3 (RepDistiller).
+        taps: the student's feature maps. Default ``block*``: all blocks that both networks have (RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
         init_pred_var: variance at the start, > ``eps``. Default 5 (RepDistiller).
         eps: smallest variance, > 0. Default 1e-5 (RepDistiller).
@@ -69,7 +69,7 @@ class VariationalInformation(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1", "block2", "block3"),
+        taps: Blocks = ("block*",),
         teacher_taps: Taps | None = None,
         init_pred_var: Positive = 5.0,
         eps: Positive = 1e-5,

@@ -89,14 +89,15 @@ def _check_quality(quality: Any) -> None:
 def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", plan: str | Path | None = "off") -> Stage:
     """Give the teacher compressed versions to answer for.
 
-    Before ``augment`` the raw image is compressed and every version gets the same augmented view; after it the view
-    itself is compressed. The ``teacher`` stage later in the chain answers for the version that the selector chooses.
+    Before ``augment``, as in the paper, the raw image is compressed and every version gets the same augmented view;
+    after it the view itself is compressed, a variant. The ``teacher`` stage later in the chain answers for the version
+    that the selector chooses.
 
     Args:
         selector: ``"hkl"`` (the paper's; versions at qualities 0, delta, 2 delta, ... up to 100 plus the original),
             ``fixed(q)``, ``random(low, high)``, or your own function (logits [N,1+V,C], label [N]) -> int64 [N] over
             the same versions as hkl; in a recipe its dotted path ``my_pkg.mine:choose``.
-        delta: step between qualities, 1..100.
+        delta: step between qualities, 1..100: the paper's is 5, on ImageNet 10.
         subsampling: of the chroma, "4:4:4" or "4:2:0".
         plan: "off" selects anew for every augmented view, as the paper's own code does. "auto" selects once for every
             unaugmented image, keeps the choice beside the shards (:mod:`kdstream.stream.coding_plan`) and then makes

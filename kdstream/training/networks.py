@@ -19,6 +19,7 @@ from kdstream.models import build
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.taps import Tapped
 from kdstream.notes import about_of, taps_of
+from kdstream.tap_names import spelled_out
 
 
 @dataclass
@@ -149,10 +150,10 @@ def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> T
     Raises:
         UserError: a tap that neither knows.
     """
-    names = list(dict.fromkeys(taps))
+    known = {**taps_of(network), **wanted.taps}
+    names = list(dict.fromkeys(name for tap in taps for name in spelled_out(tap, known)))
     if not wanted.taps:
         return Tapped(network, names)
-    known = {**taps_of(network), **wanted.taps}
     missing = [name for name in names if name not in known]
     if missing:
         raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")

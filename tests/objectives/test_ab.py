@@ -30,11 +30,12 @@ def test_ab_counts_a_teacher_at_zero_as_inactive():
 
 def test_ab_doubles_its_weights_and_connects_only_where_shapes_differ():
     term = ActivationBoundary()
-    assert (list(term.weights), term.scale, term.margin) == ([0.25, 0.5, 1.0], 0.003, 1.0)
+    assert (term.scale, term.margin) == (0.003, 1.0)
     shapes = {"block1.pre": (4, 8, 8), "block2.pre": (4, 8, 8), "block3.pre": (4, 8, 8)}
     teacher = {"block1.pre": (4, 8, 8), "block2.pre": (5, 8, 8), "block3.pre": (4, 4, 4)}
     student, target = outputs(**shapes), outputs(1, **teacher)
     term.setup(task(student, target))
+    assert list(term.weights) == [0.25, 0.5, 1.0]
     assert set(term.connector) == {"block2", "block3"}
     parts = [term.boundary(tap, student.features[tap], target.features[tap]) for tap in term.student_taps]
     expected = 0.003 * (parts[0] / 4 + parts[1] / 2 + parts[2])
@@ -64,7 +65,7 @@ def test_ab_refuses_sizes_that_no_connector_joins():
     [
         ({"margin": 0}, "ab: margin must be a finite number > 0, got 0"),
         ({"scale": -1}, "ab: scale must be a finite number > 0, got -1"),
-        ({"weights": [1]}, "ab: weights must be one a tap, got 1 for 3 taps"),
+        ({"taps": ["a", "b"], "weights": [1]}, "ab: weights must be one a tap, got 1 for 2 taps"),
         ({"weights": [0, 0, 0]}, "ab: weights are all 0"),
         ({"taps": ["block1", "block1.pre"]}, "ab: taps holds one block twice: block1, block1.pre"),
     ],

@@ -50,6 +50,18 @@ def test_neither_shift_nor_scale_of_the_student_counts(name, seed, scale, shift)
     )
 
 
+@pytest.mark.parametrize(("temperature", "least", "most"), [(4, 0.5, 0.8), (1, 0.3, 1.2)])
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_at_the_default_strength_spearman_pulls_about_as_much_as_pearson(classes, temperature, least, most):
+    student, teacher = correlated(0, 32, classes)
+    student.requires_grad_()
+    pulls = [
+        torch.autograd.grad(loss(term(temperature=temperature), student, teacher), student)[0].norm()
+        for term in (Spearman, Pearson)
+    ]
+    assert least < pulls[0] / pulls[1] < most
+
+
 @EVERY_TERM
 @pytest.mark.parametrize("constant", ["student", "teacher"])
 def test_constant_logits_stay_finite(name, constant):

@@ -51,7 +51,10 @@ def test_fsp_says_why_unequal_channels_have_no_result():
     ("settings_", "message"),
     [
         ({"taps": "block1"}, "fsp: a flow matrix needs two taps, got block1 alone"),
-        ({"weights": [1, 3]}, "fsp: weights must be one a pair of consecutive taps, got 2 for 3 pairs"),
+        (
+            {"taps": ["a", "b"], "weights": [1, 3]},
+            "fsp: weights must be one a pair of consecutive taps, got 2 for 1 pairs",
+        ),
         ({"weights": [0, 0, 0]}, "fsp: weights are all 0"),
         ({"weights": [1, -3, 1]}, "fsp: weights must be a finite number >= 0, got -3"),
         ({"form": "x"}, "fsp: form must be repdistiller or paper, got 'x'"),

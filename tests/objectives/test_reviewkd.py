@@ -132,7 +132,10 @@ def test_warm_up_runs_over_epochs_counted_from_one():
     ("settings_", "message"),
     [
         ({"taps": ["block1", "block1.pre"]}, "reviewkd: taps holds one block twice: block1, block1.pre"),
-        ({"teacher_taps": ["block1"]}, "reviewkd: taps and teacher_taps must pair up, got 4 and 1 names"),
+        (
+            {"taps": ["a", "b"], "teacher_taps": ["a"]},
+            "reviewkd: taps and teacher_taps must pair up, got 2 and 1 names",
+        ),
         ({"mid_channels": 0}, "reviewkd: mid_channels must be a whole number >= 1, got 0"),
         ({"hcl_levels": [4, 0]}, "reviewkd: hcl_levels must be a whole number >= 1, got 0"),
         ({"hcl_levels": 4}, "reviewkd: hcl_levels must be a list, got 4"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdstream.batch import Outputs
 from kdstream.errors import UserError
+from kdstream.objectives.common.tap_groups import has_groups
 from kdstream.objectives.term import Network, Task
 
 
@@ -18,10 +19,10 @@ def tap_pairs(
     """The student's and the teacher's taps, paired by position; the teacher's default to the student's.
 
     Raises:
-        UserError: the two lists differ in length.
+        UserError: the two lists differ in length, and no group among them may still make up for it.
     """
     student, teacher = tuple(taps), tuple(taps if teacher_taps is None else teacher_taps)
-    if len(student) != len(teacher):
+    if len(student) != len(teacher) and not has_groups(student + teacher):
         raise UserError(f"{owner}: taps and teacher_taps must pair up, got {len(student)} and {len(teacher)} names")
     return student, teacher
 
