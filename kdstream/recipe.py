@@ -1,4 +1,4 @@
-"""Recipe: everything that decides the result of a job, typed and checked, from YAML and ``key=value`` overrides."""
+"""Recipe: everything that decides the result of a job, typed and checked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kdstream.addresses import is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
-from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, plain, read_yaml
+from kdstream.safe_yaml import plain
 from kdstream.terminal import quoted
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 def _no_switch(value: Any) -> Any:
@@ -107,7 +105,8 @@ class Model(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
+    def from_text(cls, value: Any) -> Any:
+        """The group that a network in one word stands for; anything else as it is."""
         if not isinstance(value, str):
             return value
         is_file = "/" in value or "\\" in value or Path(value).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
@@ -383,7 +382,7 @@ def _explain(error: ValidationError) -> str:
             if name.isdigit():  # within a list
                 continue
             part = _part_class(part.model_fields[name].annotation)
-        return f"unknown setting {_public_quoted(where)}: {nearest(path[-1], part.model_fields)}"
+        return f"unknown setting {public_quoted(where)}: {nearest(path[-1], part.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"
     said = first["msg"].removeprefix("Value error, ")
@@ -404,90 +403,6 @@ def _part_class(annotation: Any) -> Any:
     return next(kind for kind in annotation.__args__ if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by file or by the name of one that comes with kdstream, with overrides.
-
-    Args:
-        name: path of a YAML file, or such as ``quickstart``, ``ckd/table5``.
-        overrides: ``key=value`` with a dotted key and a value in YAML: ``optimizer.lr=0.1``, ``loss={ce: 1, kd: 4}``.
-
-    Raises:
-        UserError: no such recipe, bad YAML, unknown or wrong settings.
-    """
-    path = Path(name)
-    if not is_file(path):
-        path = RECIPES / f"{name}.yaml"
-        if not is_file(path):
-            known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")]
-            there = f"; {_public_quoted(name)} is no regular file" if _exists(Path(name)) else ""
-            hint = f"({nearest(name, known)}){there}"
-            raise UserError(f"no recipe {_public_quoted(name)}: neither a file nor one of kdstream's {hint}")
-    settings = read_yaml(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: a recipe is a YAML mapping such as 'student: resnet8'")
-    settings.setdefault("name", path.stem if path.parent == Path() or RECIPES not in path.parents else name)
-    changes: list[str] = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{_public_quoted(override)} is no override: write key=value, as in optimizer.lr=0.1")
-        shown = _public_quoted(override)
-        if not text.strip():
-            raise UserError(f"{shown} has no value: write {_public_quoted(key)[1:-1]}=null to clear it")
-        if not all(key.split(".")) or len(key.split(".")) > MOST_LEVELS:
-            raise UserError(f"{shown} is no override: a dot stands between two names, as in optimizer.lr=0.1")
-        value = parse_yaml(text, f"{shown}: the value is")
-        settings = _put(settings, key.split("."), value, override)
-        if key not in ("out", "name", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard"):
-            changes.append(public(override))
-    recipe = make_recipe(settings, path.name)
-    if changes and recipe.out is None:
-        # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
-        suffix = re.sub(r"[^\w.=+-]+", "_", ",".join(sorted(changes)))
-        if len(suffix) > 80:
-            suffix = hashlib.sha256(suffix.encode()).hexdigest()[:12]
-        recipe.out = f"runs/{recipe.name},{suffix}"
-    return recipe
-
-
-def _public_quoted(text: str) -> str:
+def public_quoted(text: str) -> str:
     """A text of the user's in a message, without a token that it may hold."""
     return quoted(public(text), most=100)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; a text that can be no path is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def _put(
-    settings: dict[str, Any], keys: Sequence[str], value: Any, override: str, within: str | None = None
-) -> dict[str, Any]:
-    """``settings`` with the value at a dotted key. A shorthand on the way (``student: resnet8``) becomes a group."""
-    inner = settings.get(keys[0])
-    if len(keys) == 1:
-        if keys[0] in ("student", "teacher") and isinstance(inner, dict) and isinstance(value, str):
-            value = {**inner, **Model._from_text(value)}  # another network, the rest of the group as it was
-            value = value if value.get("weights") is None else {k: v for k, v in value.items() if k != "train"}
-        return {**settings, keys[0]: value}
-    if isinstance(inner, str) and keys[0] in ("student", "teacher"):
-        inner = Model._from_text(inner)
-    elif isinstance(inner, str) and keys[0] == "loss":
-        inner = {inner: 1.0}
-    elif within == "loss" and isinstance(inner, int | float):
-        inner = {"weight": inner}
-    if inner is None:
-        inner = {}
-    if not isinstance(inner, dict):
-        raise UserError(f"{_public_quoted(override)}: {keys[0]} is not a group of settings")
-    return {**settings, keys[0]: _put(inner, keys[1:], value, override, keys[0])}

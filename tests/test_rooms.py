@@ -17,7 +17,7 @@ FLOORS = (
     {"analysis"},
     {"display", "models", "objectives", "stream"},
     {"convert"},
-    {"data", "jpeg", "recipe"},
+    {"data", "jpeg", "recipe", "recipe_file"},
     {
         *("addresses", "atomic", "bars", "batch", "errors", "hashing", "lock", "registry", "rng", "safe_yaml"),
         "terminal",

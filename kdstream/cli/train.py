@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = parse_arguments(arguments)
             # The command line is read: now what takes long to load.
             from kdstream.display.progress import Display
-            from kdstream.recipe import load_recipe
+            from kdstream.recipe_file import load_recipe
             from kdstream.training.accelerator import make_accelerator
             from kdstream.training.job import Job
 
