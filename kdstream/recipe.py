@@ -194,8 +194,22 @@ class Schedule(Part):
     warmup: NotNegative = 0.0
 
 
+def _seeds(value: Any) -> Any:
+    several = isinstance(value, list) and value
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (value if several else [value]))
+    if value is not None and not (whole and (several or value >= 1)):
+        raise ValueError("it is how many, as 5, or a list of whole numbers, as [0, 1, 2]")
+    if several and len(set(value)) < len(value):
+        raise ValueError("a seed stands there twice")
+    return value
+
+
 def _as_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
+
+
+FREE = ("name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs", "seeds")
+"""Settings of a recipe that decide nothing of what a single training gives."""
 
 
 class Recipe(Part):
@@ -225,6 +239,8 @@ class Recipe(Part):
         export_all: of several networks, write every one, to peers/NAME in the run's folder ("best": as they were in
             the epoch of the best).
         runs: several students from one teacher: name -> settings that replace the recipe's.
+        seeds: each run is trained once for each of these seeds, with the one teacher (of ``seed``): a list, or a
+            number: so many, from ``seed`` on. None = once, with ``seed``.
         out: folder for results; default runs/NAME.
         workers: reader processes of each process.
         eval_batch_size: in evaluation, of each process.
@@ -258,6 +274,7 @@ class Recipe(Part):
     export_network: Literal["student", "best"] = "student"
     export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
+    seeds: Annotated[int | list[int] | None, BeforeValidator(_seeds)] = None
     out: str | None = None
     workers: Annotated[Integer, Field(ge=0)] = 2
     eval_batch_size: Positive = 256
@@ -272,8 +289,7 @@ class Recipe(Part):
         counts too. An open precision counts as "no"; :func:`kdstream.training.accelerator.settle` puts the launcher's
         in its place.
         """
-        free = {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
-        deciding = self.model_dump(mode="json", exclude=free) | {"precision": self.precision or "no"}
+        deciding = self.model_dump(mode="json", exclude=set(FREE)) | {"precision": self.precision or "no"}
         if self.export_network == "student":  # as below: it changes no older fingerprint
             del deciding["export_network"]
         for group, key in _LATER:
@@ -291,6 +307,12 @@ class Recipe(Part):
         """Where results go."""
         return Path(self.out or f"runs/{self.name}")
 
+    def each_seed(self) -> list[int]:
+        """The seeds of ``seeds``; none where that is left out."""
+        if isinstance(self.seeds, int):
+            return list(range(self.seed, self.seed + self.seeds))
+        return list(self.seeds or [])
+
     def to_yaml(self) -> str:
         """The recipe, complete, as YAML; addresses as :meth:`shown` has them."""
         return yaml.safe_dump(self.shown(), sort_keys=False)
@@ -305,7 +327,7 @@ class Recipe(Part):
         Raises:
             UserError: settings that no recipe has; ``what`` names the place.
         """
-        base = self.model_dump(mode="json", exclude={"runs"})
+        base = self.model_dump(mode="json", exclude={"runs", "seeds"})
         return make_recipe({**merge(base, settings), "name": name}, what)
 
 
@@ -347,6 +369,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
         if (other := places.setdefault(run_folder(name), name)) != name:
             raise UserError(f"{what}: runs {other!r} and {name!r} would share a folder: rename one of them")
         _refuse(over, SHARED, f"{what}: runs.{name}", "it is one for the whole recipe")
+        if recipe.seeds is not None:
+            _refuse(over, ("seed",), f"{what}: runs.{name}", "seeds gives all runs theirs")
         recipe.variant(over, name, f"{what}: runs.{name}")
     if recipe.teacher is not None and recipe.teacher.train is not None:
         _refuse(recipe.teacher.train, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
@@ -362,7 +386,7 @@ def run_folder(name: str) -> str:
     return name.replace(" ", "_")
 
 
-SHARED = ("data", "teacher", "precision", "out", "name", "runs")
+SHARED = ("data", "teacher", "precision", "out", "name", "runs", "seeds")
 """What all trainings of a job share and none of them can have for itself."""
 
 

@@ -10,15 +10,13 @@ from typing import Any
 
 from kdstream.addresses import public
 from kdstream.errors import UserError
-from kdstream.recipe import Model, Recipe, make_recipe, merge, public_quoted
+from kdstream.recipe import FREE, Model, Recipe, make_recipe, merge, public_quoted
 from kdstream.registry import nearest
 from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 SETTINGS = RECIPES / "settings"
 """What recipes and tables build on: parts of recipes."""
-FREE = ("out", "name", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "seeds")
-"""Settings whose override makes no other job."""
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -40,7 +38,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     settings = with_bases(settings, path)
     settings.setdefault("name", name_of(path))
     recipe = make_recipe(apply_overrides(settings, overrides), path.name)
-    changes = [one for one in overrides if one.partition("=")[0] not in FREE]
+    changes = [one for one in overrides if one.partition("=")[0] not in set(FREE) - {"runs"}]
     if changes and recipe.out is None:
         # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
         suffix = re.sub(r"[^\w.=+-]+", "_", ",".join(sorted(map(public, changes))))

@@ -113,8 +113,17 @@ def test_defaults_are_not_shared_between_recipes():
         ({"runs": {"a b": {}, "a_b": {}}}, r"runs 'a b' and 'a_b' would share a folder"),
         *[
             ({"runs": {"a": {key: None}}}, rf"^test: runs\.a cannot have its own '{key}': it is one for the whole")
-            for key in ("data", "teacher", "precision", "out", "name", "runs")
+            for key in ("data", "teacher", "precision", "out", "name", "runs", "seeds")
         ],
+        ({"seeds": 2, "runs": {"a": {"seed": 1}}}, r"^test: runs\.a cannot have its own 'seed': seeds gives all runs"),
+        *[
+            (
+                {"seeds": value},
+                r"^test: seeds: it is how many, as 5, or a list of whole numbers, as \[0, 1, 2\]; it is ",
+            )
+            for value in (0, True, [], [1.5], ["a"], "many")
+        ],
+        ({"seeds": [1, 1]}, r"^test: seeds: a seed stands there twice"),
         ({"teacher": {"model": "resnet8", "train": {"data": {}}}}, r"teacher\.train cannot have its own 'data'"),
     ],
 )
@@ -156,7 +165,14 @@ def test_merge_goes_deep_but_for_the_loss():
 
 # --- fingerprint and YAML
 
-FREE = {"name": "n", "out": "o", "workers": 7, "eval_batch_size": 3, "checkpoint_seconds": 9.0, "tensorboard": False}
+UNDECIDING = {
+    "name": "n",
+    "out": "o",
+    "workers": 7,
+    "eval_batch_size": 3,
+    "checkpoint_seconds": 9.0,
+    "tensorboard": False,
+}
 DECIDING = {
     "data": {"path": "other"},
     "teacher": "resnet56",
@@ -191,9 +207,11 @@ def test_fingerprints_are_those_of_the_versions_before():
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_the_result():
-    assert {*FREE, *DECIDING, "runs"} == set(Recipe.model_fields), "a new setting: does it decide the result?"
+    assert {*UNDECIDING, *DECIDING, "runs", "seeds"} == set(Recipe.model_fields), (
+        "a new setting: does it decide the result?"
+    )
     plain = recipe().fingerprint()
-    assert all(recipe(**{key: value}).fingerprint() == plain for key, value in FREE.items())
+    assert all(recipe(**{key: value}).fingerprint() == plain for key, value in UNDECIDING.items())
     assert len({plain, *(recipe(**{key: value}).fingerprint() for key, value in DECIDING.items())}) == 1 + len(DECIDING)
     assert len(plain) == 16
 
