@@ -81,7 +81,7 @@ def settings_of(name):
 @pytest.mark.parametrize("name", [name for name in known_recipes() if not is_table(settings_of(name))])
 def test_every_recipe_of_kdstream_is_in_order(name):
     """Settings, of which recipes are made, with what they leave open."""
-    from kdstream.training.job import Job, check
+    from kdstream.training.job import check, teacher_recipe
 
     settings = with_bases(settings_of(name), find_recipe(name))
     if name.startswith("settings/"):
@@ -91,7 +91,7 @@ def test_every_recipe_of_kdstream_is_in_order(name):
     made = make_recipe({"name": name, **settings}, name)
     for run, over in (made.runs or {"": {}}).items():
         check(made.variant(over, run, name))
-    teaching = Job(made, None, None)._teacher_recipe()
+    teaching = teacher_recipe(made)
     if teaching is not None:
         check(teaching)
 

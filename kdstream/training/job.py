@@ -99,7 +99,7 @@ class Job:
         recipe = self.recipe = settle(self.recipe, self.accelerator)
         runs = {name: recipe.variant(over, name, recipe.name) for name, over in recipe.runs.items()}
         runs = runs or {recipe.name: recipe}
-        teaching = self._teacher_recipe()
+        teaching = teacher_recipe(recipe)
         chains = {name: self._links(one.assistants) for name, one in runs.items()}
         for one in [*runs.values(), *([teaching] if teaching else [])]:
             check(one)
@@ -145,6 +145,27 @@ class Job:
             self._report(folder, trainings, taught, assistants, train)
         return [one.result for one in trainings]
 
+    def run_teacher(self) -> dict[str, Any]:
+        """Train the teacher alone, or evaluate one that is trained; what is known of it, as ``result.json`` has it.
+
+        Raises:
+            UserError, Stopped: as :meth:`run`; UserError, too, for a recipe without a teacher.
+        """
+        recipe = self.recipe = settle(self.recipe, self.accelerator)
+        if recipe.teacher is None:
+            raise UserError(f"recipe {recipe.name} has no teacher: name one, as teacher=resnet56")
+        teaching = teacher_recipe(recipe)
+        check(teaching or recipe)
+        train, val = self._data()
+        if teaching is not None:
+            rehearse(teaching, train, None, self.accelerator, val)
+            return self._trainer(teaching, self._kept(teaching, train), train, val, None).fit()
+        teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
+        if self.accelerator.is_main_process:
+            self._prepare(recipe.folder())
+        self.accelerator.wait_for_everyone()
+        return self._check_teacher(teacher, recipe, val, recipe.folder()).result
+
     def _trainings(self, runs: Mapping[str, Recipe]) -> list[Training]:
         """Each run as one training, or as one for each of the recipe's seeds."""
         folder = self.recipe.folder()
@@ -163,21 +184,6 @@ class Job:
         self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None
     ) -> Trainer:
         return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop)
-
-    def _teacher_recipe(self) -> Recipe | None:
-        """How to train the teacher: the recipe without teacher and runs, with the settings of teacher.train."""
-        teacher = self.recipe.teacher
-        if teacher is None or teacher.weights is not None or teacher.train is None:
-            return None
-        if teacher.model is None:
-            raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
-        student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
-        # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
-        calls = [call for call in parse_calls(self.recipe.stream) if call.name not in ("coded", "teacher")]
-        alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
-        alone |= {"assistants": [], "export_network": "student", "export_all": False}
-        base = self.recipe.model_copy(update=alone)
-        return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
 
     def _check_teacher(self, teacher: Teacher, recipe: Recipe, val: ShardSet, folder: Path) -> RunRecord:
         """The row of a teacher that was trained elsewhere; says what is to be known of its classes."""
@@ -347,6 +353,29 @@ class Job:
         if together:
             self.display.table("over seeds", rows_over_seeds(over))
         self.display.note(f"report: {path.resolve()}")
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe | None:
+    """How to train a recipe's teacher: the recipe without teacher and runs, with the settings of teacher.train.
+
+    Returns:
+        None where there is no teacher, or a trained one.
+
+    Raises:
+        UserError: settings that no recipe has, a teacher without a model.
+    """
+    teacher = recipe.teacher
+    if teacher is None or teacher.weights is not None or teacher.train is None:
+        return None
+    if teacher.model is None:
+        raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
+    student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
+    # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
+    calls = [call for call in parse_calls(recipe.stream) if call.name not in ("coded", "teacher")]
+    alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
+    alone |= {"assistants": [], "export_network": "student", "export_all": False}
+    base = recipe.model_copy(update=alone)
+    return base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
 
 
 def _agree_on_classes(data: settings.Data, name: str, train: ShardSet, val: ShardSet) -> None:
