@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, MixedParser, find_own_modules, run_command
 from kdstream.cli.table import add_table_options
 
 EXAMPLES = """examples:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
+    parser = MixedParser(
         prog="kdstream report",
         description=(__doc__ or "").partition(": ")[2],
         epilog=EXAMPLES,

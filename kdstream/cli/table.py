@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, MixedParser, find_own_modules, run_command
 from kdstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
+    parser = MixedParser(
         prog="kdstream table",
         description=(__doc__ or "").partition(": ")[2],
         epilog=EXAMPLES,
