@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+
+from kdstream.recipe import Recipe
 
 SETTINGS = """
 data: {path: PATH}
@@ -55,3 +59,16 @@ def write_table(folder: Path, digits: Path, text: str = TABLE, name: str = "smal
     path = folder / name
     path.write_text(textwrap.dedent(text).strip() + "\n")
     return path
+
+
+def finish(recipe: Recipe, tops: Sequence[float], folder: str | Path | None = None, seconds: float = 30.0) -> None:
+    """As a finished training of these top-1 accuracies, an epoch each, leaves its folder."""
+    folder = Path(folder or recipe.out)
+    folder.mkdir(parents=True)
+    rows = [{"kind": "epoch", "phase": "main", "epoch": i, "val/top1": top, "val/top5": top + 10}
+            for i, top in enumerate(tops, 1)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = {"name": recipe.name, "fingerprint": f"{recipe.fingerprint()}-data", "top1": tops[-1], "epochs": len(tops)}
+    result |= {"best_top1": max(tops), "seconds": seconds, "network": "student"}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())

@@ -139,12 +139,12 @@ class Table:
         return self.place.lower().startswith("fig") or not self.values
 
     def measure_of(self, row: str, column: str) -> str:
-        """What a cell's value is."""
-        return self.columns[column].measure or self.rows[row].measure or self.measure
+        """What a cell's value is: as its row says, or else its column."""
+        return self.rows[row].measure or self.columns[column].measure or self.measure
 
     def unit_of(self, row: str, column: str) -> str:
         """Its unit; empty where there is none."""
-        return self.columns[column].unit or self.rows[row].unit or self.unit
+        return self.rows[row].unit or self.columns[column].unit or self.unit
 
     def doubts(self, row: str, column: str) -> list[str]:
         """What is hardly right about a cell."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from scipy import stats
-from small_tables import TABLE, write_table
+from small_tables import TABLE, finish, write_table
 
 from kdstream.display.table_page import to_html, to_markdown
 from kdstream.training.tables.cells import expand
@@ -17,19 +16,6 @@ from kdstream.training.tables.finished import Finished
 from kdstream.training.tables.table import load_table
 
 FIVE = TABLE.replace("runs_averaged: 2", "runs_averaged: 5")
-
-
-def finish(recipe, tops, folder=None, seconds=30.0):
-    """As a finished training of these top-1 accuracies, an epoch each, leaves its folder."""
-    folder = Path(folder or recipe.out)
-    folder.mkdir(parents=True)
-    rows = [{"kind": "epoch", "phase": "main", "epoch": i, "val/top1": top, "val/top5": top + 10}
-            for i, top in enumerate(tops, 1)]  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = {"name": recipe.name, "fingerprint": f"{recipe.fingerprint()}-data", "top1": tops[-1], "epochs": len(tops)}
-    result |= {"best_top1": max(tops), "seconds": seconds, "network": "student"}
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
 
 
 @pytest.fixture
@@ -108,36 +94,6 @@ def test_what_is_missing_says_what_it_costs(cells):
     assert shown["CKD"][0].missing == "lacks 5: 5 epochs"
     assert shown["Searched"][0].missing == "quoted"
     assert shown["Teacher"][0].missing == ""
-
-
-def test_top5_is_that_of_the_epoch_of_the_best_top1(cells):
-    found = cells(FIVE.replace("measure: top1", "measure: top5"))
-    finish(found["kd"].with_seed(0), [70.0, 76.0, 72.0])
-    one = compared(found)["kd"]
-    assert (one.last.mean, one.best.mean) == (82.0, 86.0)
-
-
-def test_other_peoples_runs_are_added_wherever_their_data_lay(cells, tmp_path):
-    found = cells()
-    for seed, tops in TOPS.items():
-        recipe = found["kd"].with_seed(seed)
-        theirs = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": "/their/digits"})})
-        finish(theirs, tops, folder=tmp_path / "theirs" / f"deep/{seed}")
-    finish(found["kd"].with_seed(0), [60.0])
-    other = found["kd"].with_seed(9)
-    other = other.model_copy(update={"data": other.data.model_copy(update={"path": "/their/cifar100"})})
-    finish(other, [1.0], folder=tmp_path / "theirs" / "other")
-    (tmp_path / "theirs" / "result.json").write_text("{}")
-    one = compared(found, added=[tmp_path / "theirs"])["kd"]
-    assert sorted(one.done) == [0, 1, 2]
-    assert one.best.mean == pytest.approx((60 + 76 + 74) / 3)  # ours for seed 0
-    assert compared(found)["kd"].best.mean == 60.0
-
-
-def test_results_of_another_recipe_in_the_folder_do_not_count(cells):
-    found = cells()
-    finish(found["ckd"].with_seed(0), [70.0], folder=found["kd"].recipe.out)
-    assert compared(found)["kd"].last is None
 
 
 def test_the_report_says_all_of_it(cells):

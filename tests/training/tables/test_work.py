@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_tables import write_table
-from test_comparison import finish
+from small_tables import finish, write_table
 
 from kdstream.errors import UserError
 from kdstream.training.tables.cells import expand
