@@ -131,7 +131,12 @@ def run_tasks(
         while waiting or running:
             for slot in (slot for slot in range(jobs) if slot not in running):
                 coming = {task.gives for task in waiting} | {task.gives for task, _, _ in running.values()}
-                ready = (task for task in waiting if task.needs is None or task.needs not in coming)
+                made = {task.recipe.data.path for task, _, _ in running.values() if _makes_data(task)}
+                ready = (
+                    task
+                    for task in waiting
+                    if (task.needs is None or task.needs not in coming) and task.recipe.data.path not in made
+                )
                 if (task := next(ready, None)) is None:
                     break
                 waiting.remove(task)
@@ -164,8 +169,8 @@ def _start(task: Task, slot: int, jobs: int, command: Sequence[str]) -> tuple[su
     if jobs == 1:
         return subprocess.Popen(command, env=environment, start_new_session=True), None
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
-    if "CUDA_VISIBLE_DEVICES" not in environment and (gpus := _gpus()) > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    if len(gpus := _gpus(environment)) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     name = re.sub(r"[^\w.+-]+", "_", task.name)
     log = expanded.CELLS / "logs" / f"{name}-{task.recipe.fingerprint()[:8]}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -176,10 +181,20 @@ def _start(task: Task, slot: int, jobs: int, command: Sequence[str]) -> tuple[su
     return process, log
 
 
-def _gpus() -> int:
+def _gpus(environment: Mapping[str, str]) -> list[str]:
+    """The names of the GPUs that may be used."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
     import torch
 
-    return torch.cuda.device_count()
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _makes_data(task: Task) -> bool:
+    """Whether its process has to make the shards, which is for one alone."""
+    data = task.recipe.data
+    return data.source is not None and not (Path(data.path) / "dataset.json").exists()
 
 
 def _last_line(log: Path | None) -> str:

@@ -100,6 +100,28 @@ def test_a_failed_teacher_takes_its_students_along_and_nobody_else(cells):
     assert sorted(well for _, well in ended) == [False, True, True]
 
 
+def test_shards_that_are_missing_are_made_by_one_process(cells, tmp_path):
+    text = Path("settings.yaml").read_text().replace("data: {", "data: {source: digits, ")
+    Path("settings.yaml").write_text(text)
+    Path("seconds.txt").write_text("0.2")
+    again = expand(load_table("small.yaml"))
+    _, ended, failed = launch([task for task in tasks_of(again) if task.needs is None], jobs=3)
+    assert (len(ended), failed) == (3, [])
+    words = [line.split()[0] for line in Path("log.txt").read_text().splitlines()]
+    assert words == ["begin", "end"] * 3
+
+
+def test_several_processes_take_the_gpus_in_turn(cells, monkeypatch):
+    code = "import os; open('gpus.txt', 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + ' ')"
+    Path("child.py").write_text(code)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    launch(tasks_of(cells)[:2], jobs=1)
+    assert Path("gpus.txt").read_text().split() == ["3,5", "3,5"]
+    Path("gpus.txt").unlink()
+    launch([task for task in tasks_of(cells) if task.needs is None], jobs=3)
+    assert sorted(Path("gpus.txt").read_text().split()) == ["3", "3", "5"]
+
+
 STOPPED = """
 import sys
 sys.path[:0] = [{tests!r}, {beside!r}]
