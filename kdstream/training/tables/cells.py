@@ -88,7 +88,8 @@ def folder(recipe: Recipe) -> Path:
     """Where a cell's training goes: named by what it is for people, by all that decides it, and by its seed."""
     teacher = recipe.teacher.model or "given" if recipe.teacher else None
     coded = any(call.name == "coded" for call in parse_calls(recipe.stream))
-    named = [Path(recipe.data.path).name, teacher, recipe.student.model, *recipe.loss, "coded" if coded else None]
+    losses = [str(value) if name == "preset" else name for name, value in recipe.loss.items()]
+    named = [Path(recipe.data.path).name, teacher, recipe.student.model, *losses, "coded" if coded else None]
     readable = re.sub(r"[^\w.+]+", "_", "-".join(filter(None, map(str, filter(None, named))))).strip("_")
     return CELLS / f"{readable[:60]}-{seedless(recipe)[:8]}-seed{recipe.seed}"
 
@@ -147,7 +148,7 @@ class _Expander:
                 raise UserError(f"{what}: no loss: give it by recipe or cells, or say of: or quoted:")
             return without(f"{table.measure_of(row, column)} is no training's result")
         if of is not None:
-            settings = {**settings, "loss": settings.get("loss", "ce") if of == "student" else "ce", "assistants": []}
+            settings = {**settings, "loss": "ce", "assistants": []}
         try:
             settings = self._ready(settings, of, line.coded or head.coded, coded, names, what)
             recipe = make_recipe({**settings, "name": table.name}, what)

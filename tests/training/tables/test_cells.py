@@ -44,6 +44,15 @@ def test_teacher_and_student_alone_and_what_is_not_run(write):
     assert (found["search"].recipe, found["search"].why_not) == (None, "quoted")
 
 
+def test_a_column_may_be_of_the_student_alone_whatever_its_rows_learn(write):
+    column = "  alone: {of: student, teacher: resnet14, student: resnet8, optimizer: {lr: 0.01}}\n"
+    text = TABLE.replace("rows:", f"{column}rows:")
+    for line in (".        resnet14-resnet8", "81.5", "70.66", "73.08±0.2", "74.0", "n/a"):
+        text = text.replace(f"{line}\n", f"{line} {'alone' if line[0] == '.' else '70'}\n")
+    found = {(cell.row, cell.column): cell for cell in expand(write(text))}
+    assert found["kd", "alone"].recipe.fingerprint() == found["student", PAIR].recipe.fingerprint()
+
+
 def test_all_cells_share_one_teacher_that_the_settings_train(write):
     """Neither the column's learning rate, nor a row's epochs, seeds or stages are the teacher's."""
     text = TABLE.replace(OF_KD, f"{OF_KD}epochs: 7, batch_size: 30, ")

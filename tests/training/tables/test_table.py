@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
 from small_tables import TABLE, write_table
@@ -93,17 +95,19 @@ def test_a_cell_is_named_either_way_and_a_column_may_hold_a_colon():
         split_cell("at", rows, columns, "x")
 
 
+EVERY_CELL = bool(os.environ.get("KDSTREAM_EVERY_CELL"))
+"""Set to anything, every training of every table is looked at, and not some of each."""
+
+
 @pytest.mark.parametrize("name", known_tables())
 def test_every_table_of_kdstream_is_in_order(name):
-    """Each of its trainings makes a recipe with a loss, chains and networks that there are."""
+    """Each of its cells makes a recipe; loss, chains and networks are there, as far as a recipe alone can tell."""
     from kdstream.training.job import check
     from kdstream.training.tables.cells import expand
 
     table = load_table(name)
     assert table.title
-    checked = set()
-    for cell in expand(table):
+    trained = [cell for cell in expand(table) if cell.recipe is not None]
+    for cell in trained if EVERY_CELL else trained[:: max(len(trained) // 3, 1)]:
         for recipe in filter(None, (cell.recipe, cell.teaching())):
-            if (mark := recipe.fingerprint()) not in checked:
-                checked.add(mark)
-                check(recipe)
+            check(recipe)
