@@ -122,7 +122,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from test_every_objective import fit
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2

@@ -18,7 +18,7 @@ FLOORS = (
     {"analysis"},
     {"display", "models", "objectives", "stream"},
     {"convert"},
-    {"data", "jpeg", "recipe"},
+    {"data", "jpeg", "recipe", "recipe_file"},
     {
         *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "notes", "registry", "rng"),
         *("safe_yaml", "tap_names", "terminal"),
@@ -30,6 +30,8 @@ SHARED = (FLOORS[0], FLOORS[6], FLOORS[7])
 
 TESTED_ELSEWHERE = {
     "train": "a script: cli/test_train.py starts it as a user does",
+    "cli/report": "cli/test_table_command.py: a report is of what the command table has done",
+    "cli/tables": "cli/test_table_command.py: the list says what the command table has done",
     "benches/coded": "cli/test_bench.py runs it and reads what it says",
     "benches/jpeg": "cli/test_bench.py runs it and reads what it says",
     "benches/measure": "cli/test_bench.py runs it by a clock of its own",

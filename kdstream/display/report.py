@@ -51,6 +51,7 @@ def write_report(
     teacher: RunRecord | None = None,
     facts: Mapping[str, str] | None = None,
     recipe_text: str = "",
+    over_seeds: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of ``runs`` to ``path``: one HTML file that loads nothing from anywhere.
 
@@ -61,6 +62,7 @@ def write_report(
         teacher: their teacher, if there is one.
         facts: what else a reader needs to repeat the job: versions, machine, data set, command, seed.
         recipe_text: the recipe as YAML.
+        over_seeds: rows of a table of what runs of several seeds reach together; its columns are the keys.
 
     Returns:
         The path of the written file.
@@ -69,7 +71,7 @@ def write_report(
         DiskError: it cannot be written.
     """
     path = Path(path)
-    page = _page(title, list(runs), teacher, facts or {}, recipe_text)
+    page = _page(title, list(runs), teacher, facts or {}, recipe_text, over_seeds)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, page.encode("utf-8", "replace"))
@@ -77,7 +79,12 @@ def write_report(
 
 
 def _page(
-    title: str, runs: list[RunRecord], teacher: RunRecord | None, facts: Mapping[str, str], recipe_text: str
+    title: str,
+    runs: list[RunRecord],
+    teacher: RunRecord | None,
+    facts: Mapping[str, str],
+    recipe_text: str,
+    over_seeds: Sequence[Mapping[str, Any]],
 ) -> str:
     # Imported here: whoever only trains should not wait for it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -101,6 +108,7 @@ def _page(
         runs=_rows_of_table(runs, teacher, looks),
         columns=_columns(runs, teacher),
         looks=looks,
+        over_seeds=_over_seeds(over_seeds),
         curves=_shared_charts(runs, teacher, looks, draw),
         terms=_term_charts(runs, draw),
         terms_unfolded=len(runs) <= 6,
@@ -230,6 +238,11 @@ def _answers(runs: Sequence[RunRecord]) -> list[_Answers]:
 def _mean_std(pair: Any) -> str:
     values = [_number(v) for v in pair] if isinstance(pair, Sequence) and not isinstance(pair, str) else [_number(pair)]
     return " ± ".join(f"{v:.4f}" for v in values if v is not None) or "–"
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[_Column]:
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return [_Column(name, format_column([row.get(name) for row in rows], percent="%" in name)) for name in names]
 
 
 # --- the curves
