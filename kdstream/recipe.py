@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdstream.addresses import is_url, public, public_values
+from kdstream.addresses import is_published, is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, plain, read_yaml
@@ -123,7 +123,8 @@ class Model(Part):
     Attributes:
         model: a name that :func:`kdstream.models.build` knows, or a dotted path; may be left out where ``weights`` are
             an export, or a file in which the network is recognised.
-        weights: file with its weights, http(s) address of one, or the folder of a student that kdstream exported.
+        weights: file with its weights, http(s) address of one, the folder of a student that kdstream exported, or
+            published ones by name, as ``published:wrn_40_2@cifar100`` (``kdstream models --published``).
         options: further keyword arguments for ``build``.
         taps: tap name -> module path, for networks that do not name theirs.
         classes: which outputs of a trained network stand for the data's classes: a list with a number (from 0) or
@@ -143,6 +144,8 @@ class Model(Part):
     def _from_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        if is_published(value):
+            return {"weights": value}
         is_file = "/" in value or "\\" in value or Path(value).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
         is_address = "://" in value
         return {"weights" if is_address or (is_file and ":" not in value) else "model": value}
@@ -161,8 +164,10 @@ class Teacher(Model):
     """The teacher: like the student, and
 
     Attributes:
-        train: how to train it when there are no weights: settings that replace the recipe's, for this training.
-        mean, std: by channel, in [0,1], that it was trained with; default: its export's, else the data set's.
+        train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
+            published weights it is for when they cannot be had.
+        mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
+            else the data set's.
     """
 
     train: dict[str, Any] | None = None
@@ -508,6 +513,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def _another(group: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """Another network, the rest of the group as it was; how to train it goes where weights come, save published ones,
+    for which it stands in. The name of these says which network they are for."""
+    given = Model._from_text(network)
+    rest = {**group, **given}
+    if is_published(rest.get("weights")):
+        without: tuple[str, ...] = ("model", "options") if "weights" in given else ("weights",)
+    else:
+        without = () if rest.get("weights") is None else ("train",)
+    return {key: value for key, value in rest.items() if key not in without}
+
+
 def _put(
     settings: dict[str, Any], keys: Sequence[str], value: Any, override: str, within: str | None = None
 ) -> dict[str, Any]:
@@ -515,8 +532,7 @@ def _put(
     inner = settings.get(keys[0])
     if len(keys) == 1:
         if keys[0] in ("student", "teacher") and isinstance(inner, dict) and isinstance(value, str):
-            value = {**inner, **Model._from_text(value)}  # another network, the rest of the group as it was
-            value = value if value.get("weights") is None else {k: v for k, v in value.items() if k != "train"}
+            value = _another(inner, value)
         return {**settings, keys[0]: value}
     if isinstance(inner, str) and keys[0] in ("student", "teacher"):
         inner = Model._from_text(inner)
