@@ -28,6 +28,8 @@ class About(TypedDict, total=False):
     extra: dict[str, Any]
     note: str | None
     """What a user should know of its classes, in one line."""
+    published: dict[str, Any]
+    """Where its weights were published, and with which accuracy: :func:`kdstream.models.published.facts`."""
 
 
 class Notes(TypedDict, total=False):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdstream.addresses import is_url, public, public_values
+from kdstream.addresses import is_published, is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 from kdstream.safe_yaml import plain
@@ -121,7 +121,8 @@ class Model(Part):
     Attributes:
         model: a name that :func:`kdstream.models.build` knows, or a dotted path; may be left out where ``weights`` are
             an export, or a file in which the network is recognised.
-        weights: file with its weights, http(s) address of one, or the folder of a student that kdstream exported.
+        weights: file with its weights, http(s) address of one, the folder of a student that kdstream exported, or
+            published ones by name, as ``published:wrn_40_2@cifar100`` (``kdstream models --published``).
         options: further keyword arguments for ``build``.
         taps: tap name -> module path, for networks that do not name theirs.
         classes: which outputs of a trained network stand for the data's classes: a list with a number (from 0) or
@@ -155,8 +156,10 @@ class Teacher(Model):
     """The teacher: like the student, and
 
     Attributes:
-        train: how to train it when there are no weights: settings that replace the recipe's, for this training.
-        mean, std: by channel, in [0,1], that it was trained with; default: its export's, else the data set's.
+        train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
+            published weights it is for when they cannot be had.
+        mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
+            else the data set's.
     """
 
     train: dict[str, Any] | None = None
@@ -468,7 +471,9 @@ def public_quoted(text: str) -> str:
 
 
 def model_of(text: str) -> dict[str, str]:
-    """The group that a network in one word stands for: its name, or a file or an address of weights."""
+    """The group that a network in one word stands for: its name, or weights by file, address or published name."""
+    if is_published(text):
+        return {"weights": text}
     is_file = "/" in text or "\\" in text or Path(text).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
     is_address = "://" in text
     return {"weights" if is_address or (is_file and ":" not in text) else "model": text}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdstream.addresses import public
+from kdstream.addresses import is_published, public
 from kdstream.errors import UserError
 from kdstream.recipe import FREE, Recipe, make_recipe, merge, model_of, public_quoted
 from kdstream.registry import nearest
@@ -166,9 +166,15 @@ def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _another(group: Mapping[str, Any], network: str) -> dict[str, Any]:
-    """Another network, the rest of the group as it was; how to train it goes where weights come."""
-    rest = {**group, **model_of(network)}
-    return {key: value for key, value in rest.items() if key != "train"} if rest.get("weights") is not None else rest
+    """Another network, the rest of the group as it was; how to train it goes where weights come, save published ones,
+    for which it stands in. The name of these says which network they are for."""
+    given = model_of(network)
+    rest = {**group, **given}
+    if is_published(rest.get("weights")):
+        without: tuple[str, ...] = ("model", "options") if "weights" in given else ("weights",)
+    else:
+        without = () if rest.get("weights") is None else ("train",)
+    return {key: value for key, value in rest.items() if key not in without}
 
 
 def is_file(path: Path) -> bool:

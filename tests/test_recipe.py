@@ -42,6 +42,7 @@ def test_data_and_student_are_all_a_recipe_needs():
         ("./resnet56", None, "./resnet56"),
         ("https://host/wrn_40_2.pth", None, "https://host/wrn_40_2.pth"),
         ("http://host:8000/file?id=7", None, "http://host:8000/file?id=7"),
+        ("published:wrn_40_2@cifar100", None, "published:wrn_40_2@cifar100"),
     ],
 )
 def test_a_network_in_one_word_is_a_model_or_a_file(text, model, weights):

@@ -197,6 +197,18 @@ def test_another_network_keeps_the_rest_of_its_group(write):
     assert (loaded.model, loaded.weights, loaded.train) == ("a", "t.pth", None)
 
 
+def test_published_weights_say_their_network_and_keep_what_stands_in_for_them(write):
+    path = write("data: {path: x}\nstudent: resnet8\nteacher: {model: a, options: {b: 1}, train: {epochs: 2}}")
+    made = load_recipe(path, ["teacher=published:a@b"]).teacher
+    assert (made.model, made.weights, made.options, made.train) == (None, "published:a@b", {}, {"epochs": 2})
+    made = load_recipe(path, ["teacher=published:a@b", "teacher=resnet20"]).teacher
+    assert (made.model, made.weights, made.train) == ("resnet20", None, {"epochs": 2})
+    made = load_recipe(path, ["teacher=published:a@b", "teacher=t.pth"]).teacher
+    assert (made.weights, made.train) == ("t.pth", None)
+    made = load_recipe(path, ["student=published:a@b", "student.taps.c=d"]).student
+    assert (made.weights, made.taps) == ("published:a@b", {"c": "d"})
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from kdstream.addresses import public
+from kdstream.addresses import PUBLISHED, is_published, public
 from kdstream.atomic import write_atomic
 from kdstream.bars import progress_bars
 from kdstream.errors import UserError
@@ -58,7 +58,10 @@ class Measurement:
 
 def add_options(parser: argparse.ArgumentParser, what: str, split: str, command: str) -> None:
     parser.add_argument(
-        "weights", metavar=what, help="a folder that kdstream exported, a file of weights, or its http(s) address"
+        "weights",
+        metavar=what,
+        help="a folder that kdstream exported, a file of weights, its http(s) address, or the name of published ones "
+        "(published:wrn_40_2@cifar100)",
     )
     parser.add_argument("shards", metavar="SHARDS", help="a data set folder")
     parser.add_argument(
@@ -199,7 +202,9 @@ def _device(name: str | None) -> torch.device:
 
 
 def _name(place: str) -> str:
-    """What to call a network: its folder, for an export; else its file."""
+    """What to call a network: its folder, for an export; published weights by their name; else its file."""
+    if is_published(place):
+        return place.removeprefix(PUBLISHED)
     path = Path(os.path.abspath(public(place)))
     return path.name if path.is_dir() else path.parent.name if path.stem == "student" else path.stem
 

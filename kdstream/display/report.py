@@ -27,7 +27,8 @@ class RunRecord:
         metrics: rows of ``metrics.jsonl``: ``phase``, ``epoch``, ``lr``, ``loss``, ``loss/<term>``, ``val/top1``
             (percent), ...; a value may be missing or None.
         speed: rows of ``speed.jsonl``: ``images_per_s``, ``wait_share`` (0..1), ``seconds``.
-        result: ``top1``, ``top5`` (percent), ``params``, ``images_per_s``, ``seconds``, as far as they are known.
+        result: ``top1``, ``top5`` (percent), ``params``, ``images_per_s``, ``seconds``, as far as they are known;
+            ``published``: the accuracy as published (percent), where the weights are.
             ``baseline`` True marks the run that others are compared with; without a mark it is the first whose only
             loss term is ``ce``. ``qualities``: {JPEG quality: how often it was chosen}, -1 = the original.
             ``teacher``: {"entropy": [mean, std], "gt_probability": [mean, std]} of the teacher's answers to the images
@@ -167,6 +168,7 @@ def _columns(runs: Sequence[RunRecord], teacher: RunRecord | None) -> list[_Colu
         for run, top1 in ((run, _top1(run)) for run in runs)
     ]
     columns = [_Column("top-1 %", _decimals([_top1(run) for run in runs], 2))]
+    columns.append(_Column("published %", _decimals([_number(run.result.get("published")) for run in runs], 2)))
     if any(d is not None for d in differences):
         signed = ["" if d is None else f"{d:+.2f}" if math.isfinite(d) else "–" for d in differences]
         columns.append(_Column(f"over {baseline.name}" if baseline else "", [s.replace("-", "−") for s in signed]))

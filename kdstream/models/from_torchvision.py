@@ -75,6 +75,19 @@ def weights_classes(name: str, weights: Any) -> list[str]:
     return list(_weights(name, weights).meta["categories"])
 
 
+def weights_facts(name: str, weights: Any) -> dict[str, Any]:
+    """What torchvision says of its weights: ``address``, ``mean`` and ``std`` (by channel, for images in [0,1]), and
+    ``classes``, their names in the order of the outputs.
+
+    Raises:
+        UserError: unknown weights.
+    """
+    found = _weights(name, weights)
+    preset = found.transforms()
+    facts = {"address": found.url, "mean": tuple(preset.mean), "std": tuple(preset.std)}
+    return {**facts, "classes": list(found.meta["categories"])}
+
+
 def _weights(name: str, weights: Any) -> Any:
     enum = torchvision_models.get_model_weights(name)
     wanted = getattr(weights, "name", weights)

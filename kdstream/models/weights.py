@@ -57,11 +57,11 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     """
     check_place(path)
     if is_url(path):
-        return fetch(str(path), _read)
+        return fetch(str(path), read_file)
     path = Path(path)
     if (path / "student.safetensors").is_file():
         path = path / "student.safetensors"
-    return _read(path, str(path))
+    return read_file(path, str(path))
 
 
 def check_place(weights: object) -> None:
@@ -75,7 +75,7 @@ def check_place(weights: object) -> None:
         raise UserError(f"weights are the name of a folder, a file or an address, as text; this is of type {kind}")
 
 
-def _read(path: Path, source: str) -> dict[str, Tensor]:
+def read_file(path: Path, source: str) -> dict[str, Tensor]:
     """As :func:`read_weights`, from a local file; ``source`` is what messages call it."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for ever

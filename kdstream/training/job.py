@@ -18,7 +18,7 @@ import accelerate
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 import kdstream
 from kdstream import recipe as settings
@@ -31,7 +31,9 @@ from kdstream.display.progress import Display
 from kdstream.display.report import RunRecord, write_report
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
+from kdstream.models.download import Unavailable
 from kdstream.models.pretrained import without_weights
+from kdstream.models.published import comparable, find
 from kdstream.notes import architecture
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
@@ -42,12 +44,12 @@ from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, make_teacher, need_weights
+from kdstream.training.networks import Teacher, make_teacher, need_weights, trained_here
 from kdstream.training.own_code import code_mark
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.seeds import RESULTS, over_seeds, rows_over_seeds
 from kdstream.training.stop import StopFlag
-from kdstream.training.teacher_check import TEACHER_FILE, check_teacher
+from kdstream.training.teacher_check import TEACHER_FILE, check_teacher, note_absence, noted_absence
 
 MARK = "job.yaml"
 """The recipe, in the output folder; tells such a folder from any other."""
@@ -114,11 +116,10 @@ class Job:
                 )
         needed = any(map(_asks_teacher, runs.values())) or any(chains.values())
         train, val = self._data()
-        teacher, taught = None, None
-        if recipe.teacher is not None and teaching is None:
-            teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
-        teaching = teaching if needed else None
         folder = recipe.folder()
+        teacher, absent = self._given_teacher(teaching, train)
+        taught = None
+        teaching = teaching if needed and teacher is None else None
         trainings = self._trainings(runs)
         left = [one.name for one in trainings if self.fresh or not (one.folder / "result.json").exists()]
         # A job beside this one may finish a run meanwhile: all processes do what the first of them found.
@@ -130,10 +131,14 @@ class Job:
         self.accelerator.wait_for_everyone()
         self._tell_what_is_left_out(needed)
         if recipe.teacher is not None and teaching is not None:
+            about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)
+            wanted = trained_here(recipe.teacher)
+            assert wanted is not None
             teacher_folder = self._kept(teaching, train)
             self._trainer(teaching, teacher_folder, train, val, None).fit()
-            teacher = make_teacher(_found(recipe.teacher, teacher_folder), train.num_classes, train.classes)
+            teacher = make_teacher(_found(wanted, teacher_folder), train.num_classes, train.classes)
             taught = _record(teacher_folder)
+            taught.result |= about
         elif teacher is not None and needed:
             asking = next(one for name, one in runs.items() if chains[name] or _asks_teacher(one))
             taught = self._check_teacher(teacher, asking, val, folder)
@@ -159,13 +164,17 @@ class Job:
         teaching = teacher_recipe(recipe)
         check(teaching or recipe)
         train, val = self._data()
-        if teaching is not None:
+        teacher, absent = self._given_teacher(teaching, train)
+        if absent is not None or teacher is not None:
+            if self.accelerator.is_main_process:
+                self._prepare(recipe.folder())
+            self.accelerator.wait_for_everyone()
+        if teacher is None:
+            assert teaching is not None
+            weights = str(recipe.teacher.weights)
+            about = {} if absent is None else self._tell_absence(weights, absent, train.num_classes)
             rehearse(teaching, train, None, self.accelerator, val)
-            return self._trainer(teaching, self._kept(teaching, train), train, val, None).fit()
-        teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
-        if self.accelerator.is_main_process:
-            self._prepare(recipe.folder())
-        self.accelerator.wait_for_everyone()
+            return self._trainer(teaching, self._kept(teaching, train), train, val, None).fit() | about
         return self._check_teacher(teacher, recipe, val, recipe.folder()).result
 
     def _trainings(self, runs: Mapping[str, Recipe]) -> list[Training]:
@@ -187,6 +196,43 @@ class Job:
     ) -> Trainer:
         return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop)
 
+    def _given_teacher(self, teaching: Recipe | None, train: ShardSet) -> tuple[Teacher | None, str | None]:
+        """The teacher whose weights are given.
+
+        Args:
+            teaching: how it is trained where there are none, or where published ones cannot be had.
+            train: its classes.
+
+        Returns:
+            The teacher, None where there is none yet; and why published weights could not be had, where they could not:
+            all processes do without them then, and so does this job when it goes on after an interruption.
+
+        Raises:
+            UserError: see :func:`kdstream.training.networks.make_teacher`.
+        """
+        wanted = self.recipe.teacher
+        if wanted is None or (wanted.weights is None and teaching is not None):
+            return None, None
+        if teaching is None:
+            return make_teacher(wanted, train.num_classes, train.classes), None
+        teacher, absent = None, None if self.fresh else noted_absence(self.recipe.folder(), str(wanted.weights))
+        if absent is None:
+            try:
+                teacher = make_teacher(wanted, train.num_classes, train.classes)
+            except Unavailable as error:
+                absent = str(error)
+        absent = next(filter(None, gather_object([absent])), None)
+        return (teacher if absent is None else None), absent
+
+    def _tell_absence(self, weights: str, why: str, num_classes: int) -> dict[str, Any]:
+        """That a teacher is trained in place of a published one; what of it stands beside the teacher's results."""
+        if self.accelerator.is_main_process:
+            note_absence(self.recipe.folder(), weights, why)
+        wanted = find(weights)
+        note = f"{why}; a teacher is trained here in its place"
+        self.display.headline(f"warning: {note} (published: {wanted.top1:.2f} % top-1); --fresh asks for it again")
+        return {"published": comparable(wanted, num_classes), "note": note}
+
     def _check_teacher(self, teacher: Teacher, recipe: Recipe, val: ShardSet, folder: Path) -> RunRecord:
         """The row of a teacher that was trained elsewhere; says what is to be known of its classes."""
         if teacher.note is not None:
@@ -194,7 +240,11 @@ class Job:
         found = check_teacher(teacher, recipe, val, folder, self.accelerator, self.display)
         if found["warning"]:
             self.display.headline(f"warning: {found['name']}: {found['warning']}")
-        return RunRecord(found["name"], result={**found, "note": teacher.note})
+        notes = [teacher.note]
+        if found.get("difference"):
+            notes.append(f"{found['name']}: {found['difference']}")
+            self.display.note(str(notes[-1]))
+        return RunRecord(found["name"], result={**found, "note": "; ".join(filter(None, notes)) or None})
 
     def _links(self, assistants: Sequence[Assistant]) -> list[Recipe]:
         """How to train each assistant: the recipe with it as the student, after those before it."""
@@ -363,13 +413,13 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     """How to train a recipe's teacher: the recipe without teacher and runs, with the settings of teacher.train.
 
     Returns:
-        None where there is no teacher, or a trained one.
+        None where there is no teacher, or one that is given by weights that training does not stand in for.
 
     Raises:
         UserError: settings that no recipe has, a teacher without a model.
     """
-    teacher = recipe.teacher
-    if teacher is None or teacher.weights is not None or teacher.train is None:
+    teacher = None if recipe.teacher is None else trained_here(recipe.teacher)
+    if teacher is None or teacher.train is None:
         return None
     if teacher.model is None:
         raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
@@ -548,6 +598,7 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "model": result["model"],
         "params": result["params"],
         "top-1 %": result["top1"],
+        **({} if result.get("published") is None else {"published %": result["published"]}),
         "entropy": teacher["entropy"][0] if teacher else None,
         "images/s": result.get("images_per_s"),
         "seconds": result.get("seconds"),

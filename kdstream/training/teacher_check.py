@@ -14,9 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from kdstream.addresses import is_published
 from kdstream.atomic import write_atomic
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
+from kdstream.models.published import comparable, difference, find
 from kdstream.notes import architecture, spec_of
 from kdstream.recipe import Recipe
 from kdstream.stream.stream import Stream
@@ -51,13 +53,15 @@ def check_teacher(
 
     Returns:
         As the ``result.json`` of a training: name, model, params, top1, top5 (percent); and ``warning``, what makes one
-        doubt that the teacher and the data fit (None: nothing).
+        doubt that the teacher and the data fit (None: nothing). Of published weights also ``published``, their accuracy
+        as published (percent; None: for another number of classes), and ``difference``, what to say where it is another
+        here (None: nothing).
     """
     key = _key(teacher, recipe, val)
     # All processes do what the first of them found.
     (found,) = broadcast_object_list([_read(folder / TEACHER_FILE, key)])
     if found is not None:
-        return found
+        return {**found, **_as_published(teacher, found["top1"], val)}
     with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
         measured, confusion = _measure(teacher, recipe, val, accelerator, display)
     name = teacher.settings.model or architecture(teacher.network)
@@ -71,7 +75,32 @@ def check_teacher(
     }
     if accelerator.is_main_process:
         write_atomic(folder / TEACHER_FILE, (json.dumps({"key": key, **found}, indent=2) + "\n").encode())
-    return found
+    return {**found, **_as_published(teacher, measured["top1"], val)}
+
+
+def note_absence(folder: Path, weights: str, why: str) -> None:
+    """Write down that published weights could not be had, so that this job goes on with the teacher that it trains."""
+    write_atomic(folder / TEACHER_FILE, (json.dumps({"absent": {weights: why}}, indent=2) + "\n").encode())
+
+
+def noted_absence(folder: Path, weights: str) -> str | None:
+    """Why this job, when it began, trained its teacher instead of taking published weights; None: it did not."""
+    try:
+        return str(json.loads((folder / TEACHER_FILE).read_text(encoding="utf-8"))["absent"][weights])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _as_published(teacher: Teacher, top1: float, val: ShardSet) -> dict[str, Any]:
+    """What compares it with what was published of it; nothing for other weights."""
+    weights = teacher.settings.weights
+    if not is_published(weights):
+        return {}
+    wanted = find(str(weights))
+    return {
+        "published": comparable(wanted, val.num_classes),
+        "difference": difference(wanted, top1, val.split, val.num_classes),
+    }
 
 
 def _key(teacher: Teacher, recipe: Recipe, val: ShardSet) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from publishing import publish, serving
 from rich.console import Console
 
 from kdstream.analysis.accuracy import Accuracy, accuracy
@@ -82,6 +83,22 @@ def test_evaluation_from_an_address(run_verb, network, digits, tmp_path, monkeyp
     assert run_verb("evaluate", secret, digits, "--limit", 20, "--device", "cpu")[0] == 0
     written = json.loads((tmp_path / "runs" / "evaluate-best" / "evaluate.json").read_text())
     assert (written["weights"], written["samples"]) == (url, 20)
+
+
+def test_evaluation_of_published_weights(run_verb, network, digits, tmp_path, monkeypatch):
+    with serving(tmp_path / "served", monkeypatch) as server:
+        torch.save({"model": network.state_dict()}, server.folder / "ckpt_epoch_240.pth")
+        publish(server, monkeypatch, "net@digits")
+        code, out, _ = run_verb("evaluate", "published:net@digits", digits, "--device", "cpu")
+    assert code == 0
+    folder = tmp_path / "runs" / "evaluate-net@digits"
+    written = json.loads((folder / "evaluate.json").read_text())
+    assert (written["weights"], written["published_top1"]) == ("published:net@digits", 75)
+    # Its mean and deviation, and not the data set's.
+    expected = accuracy(network, open_shards(digits / "val"), (0.5, 0.25, 0.125), (0.5, 0.4, 0.3))
+    assert written["top1"] == expected.top1
+    assert "top-1 as published, % 75.00" in " ".join(out.split())
+    assert f"note: it gets {expected.top1:.2f} % on the val split, 75.00 % as published" in " ".join(out.split())
 
 
 def test_only_the_least_accurate_of_many_classes_are_shown():

@@ -9,6 +9,8 @@ from commands import refused
 
 from kdstream.cli.models import main, readable, shortened
 from kdstream.models import MODELS
+from kdstream.models.download import cached
+from kdstream.models.published import known
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,33 @@ def test_json(capsys):
     assert data["models"]["resnet8"]["taps"]["block2"] == {"path": "layer2", "shape": [32, 32, 32]}
 
 
-@pytest.mark.parametrize("arguments", [["resnet9"], ["vgg8", "--size", "4"], ["resnet8", "vgg8", "--json", "--size=1"]])
+def test_published_weights(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    one = known()["resnet34@imagenet"]
+    cached(one.address).parent.mkdir(parents=True)
+    cached(one.address).touch()
+    assert main(["--published"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.strip().startswith("published:")]
+    assert [row[:2] for row in rows] == [[f"published:{name}", f"{each.top1:.2f}"] for name, each in known().items()]
+    assert [row[0] for row in rows if row[2] == "yes"] == ["published:resnet34@imagenet"]
+    assert main(["--published", "--json"]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == known().keys()
+    assert listed["resnet34@imagenet"]["address"] == one.address
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["resnet9"],
+        ["vgg8", "--size", "4"],
+        ["resnet8", "vgg8", "--json", "--size=1"],
+        ["--published", "resnet56"],
+        ["--published", "--taps"],
+    ],
+)
 def test_mistakes(arguments, run_main):
     refused(run_main(main, *arguments), "")
 

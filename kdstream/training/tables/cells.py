@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdstream.addresses import is_published
 from kdstream.errors import UserError
 from kdstream.models.pretrained import brings_weights
 from kdstream.objectives import parse_loss
@@ -212,7 +213,8 @@ class _Expander:
             settings["stream"] = with_coded_stage(settings.get("stream") or "decode | augment(cifar)", stage)
         teacher = settings.get("teacher")
         if isinstance(teacher, dict):
-            given = teacher.get("weights") is not None or brings_weights(
+            named = teacher.get("weights")  # published ones may be gone, and then training stands in for them
+            given = (named is not None and not is_published(named)) or brings_weights(
                 str(teacher.get("model")), teacher.get("options") or {}
             )
             rest = {key: value for key, value in teacher.items() if key != "train"}
