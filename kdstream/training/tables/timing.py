@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from kdstream.training.rehearsal import rehearse
 from kdstream.training.setup import set_up
 
 STEPS, WARMUP = 50, 5
+LONGEST = 10.0
+"""Seconds after which warm-up, and then the measuring, end with the step in hand: on a CPU a step may take seconds."""
 
 
 def data_is_there(recipe: Recipe) -> bool:
@@ -53,22 +56,23 @@ def seconds_per_epoch(recipe: Recipe, accelerator: Accelerator, steps: int = STE
     setup.loss.begin_epoch(0, recipe.epochs)
     optimizer = torch.optim.SGD(parameters, 1e-6)
     module = setup.distiller.train()
-    done, started = 0, time.perf_counter()
-    while done < steps + WARMUP:
-        for batch in setup.stream:
+    batches = itertools.chain.from_iterable(setup.stream for _ in itertools.count())
+
+    def seconds_per_step(most: int) -> float:
+        _wait(accelerator)
+        done, started = 0, time.perf_counter()
+        while done < most and time.perf_counter() - started < LONGEST:
             with accelerator.autocast():
-                loss, _, _ = module(batch)
+                loss, _, _ = module(next(batches))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             done += 1
-            if done == WARMUP:
-                _wait(accelerator)
-                started = time.perf_counter()
-            if done == steps + WARMUP:
-                break
-    _wait(accelerator)
-    return (time.perf_counter() - started) / steps * setup.stream.steps
+        _wait(accelerator)
+        return (time.perf_counter() - started) / done
+
+    seconds_per_step(WARMUP)
+    return seconds_per_step(steps) * setup.stream.steps
 
 
 def _wait(accelerator: Accelerator) -> None:
