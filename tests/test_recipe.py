@@ -121,6 +121,8 @@ def test_defaults_are_not_shared_between_recipes():
         ),
         ({"assistants": [{"model": "a", "classes": "same"}]}, r"assistants\.0: an assistant .*: leave classes out"),
         ({"optimizer": {"nesterov": True, "momentum": 0}}, r"^test: optimizer: nesterov needs a momentum above 0$"),
+        ({"schedule": {"start_factor": 0.1}}, r"^test: schedule: start_factor is where a warm-up begins"),
+        ({"schedule": {"end_factor": 0.1}}, r"^test: schedule: end_factor is where a cosine ends, .* is step$"),
         ({1: 2}, r"^test: the key 1 is no text, put it in quotes$"),
         ({"runs": {"a/b": {}}}, r"'a/b' is no name for a run"),
         ({"runs": {"..": {}}}, r"'\.\.' is no name for a run"),

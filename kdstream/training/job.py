@@ -42,6 +42,7 @@ from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, need_weights
+from kdstream.training.optimizer import find_optimizer
 from kdstream.training.own_code import code_mark
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.stop import StopFlag
@@ -363,6 +364,7 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
         training_chain(recipe, bool(asking))
         evaluation_chain(recipe)
+        find_optimizer(recipe.optimizer)
         last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
         for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
             if wanted is None:

@@ -30,6 +30,7 @@ from kdstream.training.distiller import Stage
 from kdstream.training.folder import KEPT, LAST, PEERS, RECIPE, Identity, locked
 from kdstream.training.metrics import MetricsLog
 from kdstream.training.networks import Teacher
+from kdstream.training.optimizer import groups_of, make_optimizer
 from kdstream.training.results import Results
 from kdstream.training.schedule import learning_rate
 from kdstream.training.setup import Setup, set_up
@@ -210,10 +211,7 @@ class Trainer:
         module: Any = self.setup.distiller
         optimizer: Any = None
         if parameters:
-            rate, decay = self._base_rate(stage), settings.weight_decay
-            optimizer = torch.optim.SGD(
-                parameters, rate, settings.momentum, weight_decay=decay, nesterov=settings.nesterov
-            )
+            optimizer = make_optimizer(settings, self.setup.distiller, self._base_rate(stage))
             # Which parameters a batch reaches is for the batch to say, on each process for itself.
             ddp = accelerator.ddp_handler or DistributedDataParallelKwargs()
             ddp.find_unused_parameters = True
@@ -222,8 +220,9 @@ class Trainer:
         self.sums = Sums([name for name, _, _ in stage.losses], accelerator.device)
         if saved is not None:
             if optimizer is not None and saved["optimizer"] is not None:
-                path = self.folder / LAST
-                optimizer.load_state_dict(for_what_is_trained(saved["optimizer"], self.setup.distiller, path))
+                distiller, path = self.setup.distiller, self.folder / LAST
+                groups = groups_of(distiller, settings.no_decay or ())
+                optimizer.load_state_dict(for_what_is_trained(saved["optimizer"], groups, distiller.reached, path))
             if accelerator.scaler is not None and saved["scaler"] is not None:
                 accelerator.scaler.load_state_dict(saved["scaler"])
             if note := restore_process(accelerator, self.sums, saved):

@@ -289,6 +289,26 @@ def test_one_process_stopped_at_every_step(digits, teacher, tmp_path):
     assert [row["step"] for row in rows] == [3, 6, 9]
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "adamw", "lr": 0.01, "no_decay": ["norm", "bias"], "weight_decay": 0.1},
+        {"name": "lamb", "lr": 0.01, "no_decay": ["norm", "bias"], "clip": 1.0},
+        {"name": "torch.optim:NAdam", "lr": 0.01, "options": {"decoupled_weight_decay": True}},
+    ],
+    ids=lambda optimizer: optimizer["name"],
+)
+def test_any_optimizer_stopped_at_every_step(digits, tmp_path, optimizer):
+    loss = {"ce": 1, f"{HERE}:First": 0.5}
+    settings = {"student": f"{HERE}:drawing", "loss": loss, "batch_size": 80, "accumulate": 2, "optimizer": optimizer}
+    recipe = recipe_of(digits, tmp_path, eval_batch_size=240, **settings)
+    whole = fit(recipe, tmp_path / "whole", Accelerator(cpu=True))
+    assert fit_in_pieces(recipe, tmp_path / "cut", Accelerator(cpu=True)) == 6
+    are_the_same(tmp_path / "whole", tmp_path / "cut")
+    moved = whole.setup.networks["student"].state_dict()
+    assert not any(torch.equal(moved[name], one) for name, one in drawing(10).state_dict().items() if one.dim() == 2)
+
+
 def test_two_processes_stopped_at_every_step(of_two):
     are_the_same(of_two / "whole", of_two / "cut")
     whole = load_checkpoint(of_two / "whole" / "last.pt")
