@@ -322,8 +322,12 @@ class Recipe(Part):
         compile: torch.compile for the teacher's forward pass.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
             validation accuracy (which then is no longer an unbiased estimate).
-        export_network: where several networks are trained, as in mutual learning, which of them is exported: the
-            "student" that the recipe asks for, or the "best" of all by validation accuracy, whatever its architecture.
+        ema: decay of an exponential moving average of the student's weights, as 0.9999: at every step of the main phase
+            it keeps this share of itself and takes the rest from the student. It is evaluated beside the student, as
+            the network "ema".
+        export_network: where there are several networks, as in mutual learning or with ``ema``, which of them is
+            exported: the "student" that the recipe asks for, its average "ema", or the "best" of all by validation
+            accuracy, whatever its architecture.
         export_all: of several networks, write every one, to peers/NAME in the run's folder ("best": as they were in
             the epoch of the best).
         runs: several students from one teacher: name -> settings that replace the recipe's.
@@ -357,7 +361,8 @@ class Recipe(Part):
     optimizer: Optimizer = Optimizer.model_validate({})
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"
-    export_network: Literal["student", "best"] = "student"
+    ema: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    export_network: Literal["student", "ema", "best"] = "student"
     export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
     out: str | None = None
@@ -378,6 +383,8 @@ class Recipe(Part):
         deciding = self.model_dump(mode="json", exclude=free) | {"precision": self.precision or "no"}
         if self.export_network == "student":  # as below: it changes no older fingerprint
             del deciding["export_network"]
+        if self.ema is None:
+            del deciding["ema"]
         for group in ("optimizer", "schedule"):
             for key, value in _SILENT[group].items():
                 if deciding[group][key] == value:
@@ -465,6 +472,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error)}") from None
+    if recipe.export_network == "ema" and recipe.ema is None:
+        raise UserError(f"{what}: export_network: there is no average of the weights: set its decay, as ema: 0.9999")
     places: dict[str, str] = {}
     for name, over in recipe.runs.items():
         if not re.fullmatch(r"[\w][\w .+-]*", name):

@@ -142,7 +142,7 @@ class Job:
         # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
         calls = [call for call in parse_calls(self.recipe.stream) if call.name not in ("coded", "teacher")]
         alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
-        alone |= {"assistants": [], "export_network": "student", "export_all": False}
+        alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
         base = self.recipe.model_copy(update=alone)
         return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
 
@@ -161,7 +161,7 @@ class Job:
         for i, assistant in enumerate(assistants):
             student = Model(model=assistant.model, options=assistant.options, taps=assistant.taps)
             alone = {"student": student, "assistants": list(assistants[:i])}
-            alone |= {"export_network": "student", "export_all": False}
+            alone |= {"export_network": "student", "export_all": False, "ema": None}
             base = self.recipe.model_copy(update=alone)
             name = f"assistant {assistant.model}"
             links.append(base.variant(assistant.train, name, f"{self.recipe.name}: assistants.{i}.train"))

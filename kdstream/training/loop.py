@@ -24,6 +24,7 @@ from kdstream.stream.loader import ReaderLost, lost_readers_told
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
 from kdstream.training.accumulation import Accumulation
+from kdstream.training.average import follow
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.clock import Clock
 from kdstream.training.distiller import Stage
@@ -189,6 +190,8 @@ class Trainer:
             self.results.settle_best()
             setup.distiller.load_state_dict(saved["distiller"])
             setup.stream.load_state_dict(saved["stream"])
+            if self.recipe.ema is not None:
+                setup.networks["ema"].load_state_dict(saved["ema"])
             if not saved["stream"]["step"]:  # stopped between the two files that an epoch ends with, maybe
                 self.results.save_best()
             self.accelerator.wait_for_everyone()
@@ -276,6 +279,9 @@ class Trainer:
                     accelerator.clip_grad_norm_(module.parameters(), recipe.optimizer.clip)
                 if accelerator.scaler is None or any(one.grad is not None for one in module.parameters()):
                     optimizer.step()  # the scaler's takes a step without any gradient for a mistake
+                if recipe.ema is not None:  # which begins with the main phase, from the student as it is then
+                    networks = self.setup.networks
+                    follow(networks["ema"], networks["student"], 0.0 if stage.phase else recipe.ema)
                 optimizer.zero_grad()
                 state.step += 1
             self.sums.add(batch, loss.detach(), terms, logits)
@@ -348,6 +354,7 @@ class Trainer:
             "stream": self.setup.stream.state_dict(),
             "distiller": self.setup.distiller.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "ema": None if self.recipe.ema is None else self.setup.networks["ema"].state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             **processes,
             "log": self.log.position,

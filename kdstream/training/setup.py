@@ -24,6 +24,7 @@ from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
+from kdstream.training.average import averaged
 from kdstream.training.chains import evaluation_chain, training_chain
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.networks import Converted, Teacher, make_student, tapped
@@ -40,7 +41,8 @@ class Setup:
         probe: two samples on the device, standardised, with the teacher's answer; the same on every process.
         larger_probe: makes a probe of up to 64 samples.
         distiller: student and terms, on the device.
-        networks: what is evaluated, and may be exported: "student" and, in mutual learning, its peers.
+        networks: what is evaluated, and may be exported: "student", "ema" where the recipe wants it, and, in mutual
+            learning, the student's peers.
         smallest_slice: fewest samples that a process sees in one forward pass.
         note: what a user should know of the student's weights, if anything.
     """
@@ -138,7 +140,8 @@ def set_up(
     if asked_teacher is not None:
         asked_teacher.to(device)
     distiller = Distiller(student, loss, layout).to(device).to(memory_format=layout)
-    networks = {"student": loss.deploy(network), **loss.peers()}
+    deployed = loss.deploy(network)
+    networks = {"student": deployed, **({"ema": averaged(deployed)} if recipe.ema else {}), **loss.peers()}
     return Setup(loss, stream, eval_stream, probe.to(device), larger_probe, distiller, networks, smallest, note)
 
 

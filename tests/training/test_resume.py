@@ -188,7 +188,8 @@ def ten(tmp_path_factory) -> Path:
 
 
 def whole_and_cut(digits: Path, teacher: Path, out: Path) -> Recipe:
-    """Phases, a coded teacher, accumulation with a short last group, slices of unequal size, random numbers."""
+    """Phases, a coded teacher, accumulation with a short last group, slices of unequal size, random numbers, an average
+    of the weights."""
     return recipe_of(
         digits,
         out,
@@ -199,6 +200,8 @@ def whole_and_cut(digits: Path, teacher: Path, out: Path) -> Recipe:
         batch_size=49,
         accumulate=2,
         eval_batch_size=240,
+        ema=0.8,
+        export_network="ema",
     )
 
 
