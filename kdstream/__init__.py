@@ -19,6 +19,7 @@ _HOME = {
     "kdstream.stream.decode": ("decode",),
     "kdstream.stream.augment": ("augment",),
     "kdstream.stream.coded": ("coded", "fixed", "hkl", "random"),
+    "kdstream.stream.mix": ("cutmix", "mix", "mixup"),
     "kdstream.stream.teacher": ("teacher",),
     "kdstream.stream.normalize": ("normalize",),
 }

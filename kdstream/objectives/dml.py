@@ -100,7 +100,7 @@ class DeepMutualLearning(Term):
         logits = [student.logits, *(logits_of(peer(batch.image)) for peer in self.cohort)]
         loss = self.temperature**2 * sum(mutual_kl(logits, self.temperature))
         if self.labels:
-            loss = loss + self.labels * sum(F.cross_entropy(at_least_float32(z), batch.label) for z in logits)
+            loss = loss + self.labels * sum(F.cross_entropy(at_least_float32(z), batch.target) for z in logits)
         return loss
 
 

@@ -105,6 +105,11 @@ class Term(nn.Module):
     the name of the submodule that holds them. They are not sent to the other processes at every step, as buffers else
     are."""
 
+    keeps: str = ""
+    """In words, what the term keeps of single samples or classes from step to step, which an image mixed of two of them
+    would spoil: such a term is refused beside mixup and cutmix. Other terms find the mixture's shares of the classes in
+    ``batch.target`` and its main class in ``batch.label``."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made."""
         super().__init_subclass__(**kwargs)
@@ -120,7 +125,7 @@ class Term(nn.Module):
         Args:
             student: logits [N,C] and the taps named in ``student_taps``, with gradient.
             teacher: the (coded) teacher's, detached; None when ``uses_teacher`` is False and the job has no teacher.
-            batch: labels, indices, images.
+            batch: labels (``batch.target``: of mixed images, their shares [N,C]), indices, images.
 
         Returns:
             A scalar, without the outer weight.

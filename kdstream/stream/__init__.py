@@ -6,6 +6,7 @@ from kdstream.stream.augment import augment
 from kdstream.stream.coded import coded, fixed, hkl, random
 from kdstream.stream.decode import decode
 from kdstream.stream.language import STAGES, parse_chain
+from kdstream.stream.mix import cutmix, mix, mixup
 from kdstream.stream.normalize import normalize
 from kdstream.stream.stage import Chain, Stage, batch_stage, given, stage
 from kdstream.stream.stream import Stream
@@ -20,10 +21,13 @@ __all__ = [
     "augment",
     "batch_stage",
     "coded",
+    "cutmix",
     "decode",
     "fixed",
     "given",
     "hkl",
+    "mix",
+    "mixup",
     "normalize",
     "open_shards",
     "parse_chain",

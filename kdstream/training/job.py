@@ -37,7 +37,7 @@ from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
 from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
-from kdstream.training.chains import evaluation_chain, training_chain
+from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
@@ -362,7 +362,7 @@ def check(recipe: Recipe) -> None:
         if not any(term.in_main for _, _, term in terms):
             names = ", ".join(name for name, _, _ in terms)
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
-        training_chain(recipe, bool(asking))
+        refuse_mixed(terms, training_chain(recipe, bool(asking)))
         evaluation_chain(recipe)
         find_optimizer(recipe.optimizer)
         last = recipe.assistants[-1] if recipe.assistants else recipe.teacher

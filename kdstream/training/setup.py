@@ -25,7 +25,7 @@ from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
 from kdstream.training.average import averaged
-from kdstream.training.chains import evaluation_chain, training_chain
+from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.networks import Converted, Teacher, make_student, tapped
 
@@ -105,6 +105,7 @@ def set_up(
         names = ", ".join(loss.asking)
         raise UserError(f"recipe {recipe.name}: the loss ({names}) needs a teacher: add teacher: to the recipe")
     chain = training_chain(recipe, loss.uses_teacher)
+    refuse_mixed(loss, chain)
     chain = uncoded(chain) if rehearsal else chain
     network_of_teacher, given = None, {}
     if teacher is not None and loss.uses_teacher:
@@ -135,7 +136,7 @@ def set_up(
     note = getattr(network, "about", {}).get("note")
     statistics = (given["teacher_mean"], given["teacher_std"]) if network_of_teacher is not None else None
     network, student, asked_teacher, smallest = prepare(
-        network, wanted, network_of_teacher, statistics, loss, probe, train, recipe, world
+        network, wanted, network_of_teacher, statistics, loss, probe, train, recipe, world, stream.plan.group
     )
     if asked_teacher is not None:
         asked_teacher.to(device)
@@ -179,6 +180,7 @@ def prepare(
     train: ShardSet,
     recipe: Recipe,
     world: int,
+    group: int = 1,
 ) -> tuple[nn.Module, Tapped, Tapped | Converted | None, int]:
     """Let every term adapt the student, give it the taps that they read, and set the terms up; all on the CPU.
 
@@ -192,6 +194,7 @@ def prepare(
         train: the training set.
         recipe: of the training.
         world: processes that train together.
+        group: see :class:`kdstream.stream.plan.Plan`.
 
     Returns:
         The adapted network, the same with taps, the teacher as terms may ask it (standardised images -> Outputs), and
@@ -200,7 +203,7 @@ def prepare(
     Raises:
         UserError: what the terms cannot work with; a teacher whose answer is not finite.
     """
-    smallest = Plan(len(train), recipe.batch_size).smallest_slice(world)
+    smallest = Plan(len(train), recipe.batch_size, group=group).smallest_slice(world)
     if smallest == 0:
         raise UserError(
             "the smallest batch of an epoch has fewer samples than there are processes: raise batch_size, or use fewer "
