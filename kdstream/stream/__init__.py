@@ -5,9 +5,11 @@ from kdstream.rng import uniform
 from kdstream.stream.augment import augment
 from kdstream.stream.coded import coded, fixed, hkl, random
 from kdstream.stream.decode import decode
+from kdstream.stream.erasing import erasing
 from kdstream.stream.language import STAGES, parse_chain
 from kdstream.stream.mix import cutmix, mix, mixup
 from kdstream.stream.normalize import normalize
+from kdstream.stream.randaugment import randaugment
 from kdstream.stream.stage import Chain, Stage, batch_stage, given, stage
 from kdstream.stream.stream import Stream
 from kdstream.stream.teacher import teacher
@@ -23,6 +25,7 @@ __all__ = [
     "coded",
     "cutmix",
     "decode",
+    "erasing",
     "fixed",
     "given",
     "hkl",
@@ -31,6 +34,7 @@ __all__ = [
     "normalize",
     "open_shards",
     "parse_chain",
+    "randaugment",
     "random",
     "stage",
     "teacher",

@@ -25,6 +25,8 @@ STAGES = Registry(
         "decode": "kdstream.stream.decode:decode",
         "augment": "kdstream.stream.augment:augment",
         "coded": "kdstream.stream.coded:coded",
+        "randaugment": "kdstream.stream.randaugment:randaugment",
+        "erasing": "kdstream.stream.erasing:erasing",
         "mixup": "kdstream.stream.mix:mixup",
         "cutmix": "kdstream.stream.mix:cutmix",
         "mix": "kdstream.stream.mix:mix",

@@ -312,6 +312,34 @@ def test_any_optimizer_stopped_at_every_step(digits, tmp_path, optimizer):
     assert not any(torch.equal(moved[name], one) for name, one in drawing(10).state_dict().items() if one.dim() == 2)
 
 
+def test_deits_setting_stopped_at_every_step(digits, teacher, tmp_path):
+    """All that its recipes have: drop path, AdamW, an average of the weights, drawn operations, boxes and mixtures."""
+    layers = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    recipe = recipe_of(
+        digits,
+        tmp_path,
+        teacher=str(teacher),
+        student={"model": "timm:deit_tiny_patch16_224", "options": {**layers, "drop_path_rate": 0.3}},
+        stream="decode | augment(cifar, pad=1) | coded(fixed(50)) | randaugment | erasing(0.25) | mix",
+        loss={"label_smoothing": 1, "nkd": {"weight": 1, "gamma": 1, "temperature": 1}},
+        optimizer={
+            "name": "adamw",
+            "lr": 1e-3,
+            "no_decay": ["norm", "bias", "embedding"],
+            "weight_decay": 0.05,
+            "clip": 5,
+        },
+        schedule={"name": "cosine", "warmup": 1, "start_factor": 1e-3, "end_factor": 1e-2},
+        ema=0.9,
+        batch_size=100,
+        eval_batch_size=240,
+    )
+    fit(recipe, tmp_path / "whole", Accelerator(cpu=True))
+    assert fit_in_pieces(recipe, tmp_path / "cut", Accelerator(cpu=True)) == 2 * 3
+    are_the_same(tmp_path / "whole", tmp_path / "cut")
+    assert load_student(tmp_path / "whole").blocks[1].drop_path1.drop_prob == pytest.approx(0.3)
+
+
 def test_two_processes_stopped_at_every_step(of_two):
     are_the_same(of_two / "whole", of_two / "cut")
     whole = load_checkpoint(of_two / "whole" / "last.pt")
