@@ -311,8 +311,8 @@ class Recipe(Part):
             trained once for all ``runs``: with the recipe's own settings, not with those of a run.
         stream: the training chain (:mod:`kdstream.stream.language`). ``teacher`` and ``normalize`` are appended where
             missing; ``coded`` and ``teacher`` are left out where no term of the loss looks at the teacher.
-        eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)`` where training has
-            ``augment(inception, SIZE)``.
+        eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)``, of the same interpolation,
+            where training has ``augment(inception, SIZE)``.
         loss: term -> weight, or -> {weight: ..., settings}.
         epochs, batch_size, seed: batch_size counts all processes together.
         accumulate: batches whose gradients are added up before each step of the optimizer.

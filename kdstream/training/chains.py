@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kdstream.errors import UserError
 from kdstream.objectives import Loss
 from kdstream.recipe import Recipe
-from kdstream.stream.augment import center_box
+from kdstream.stream.augment import central
 from kdstream.stream.decode import decode
 from kdstream.stream.language import parse_chain
 from kdstream.stream.mix import mixes
@@ -37,7 +37,7 @@ def evaluation_chain(recipe: Recipe) -> Chain:
         chain = Chain() | decode
         boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.role == "box"]
         if boxes:
-            chain = chain | center_box(size=boxes[-1].setting("size"))
+            chain = chain | central(boxes[-1])
     _refuse_settings(chain.stages)
     return chain if "normalize" in chain.roles else chain | normalize
 
