@@ -262,6 +262,8 @@ def of_two(digits, ten, teacher, tmp_path_factory) -> Path:
     recipes["4+3+3"] = of_ten(ten, folder / "4+3+3", batch_size=4, accumulate=3)
     recipes |= {name: of_reach(digits, folder / name, **settings) for name, settings in REACH.items()}
     recipes["skipping"] = of_reach(digits, folder / "skipping", student=f"{HERE}:Skipping", loss="ce", batch_size=24)
+    mixing = "decode | augment(cifar, pad=1) | randaugment | erasing | mix"
+    recipes["mixed"] = of_reach(digits, folder / "mixed", loss="ce", stream=mixing, batch_size=27)
     recipes["one class"] = of_reach(digits, folder / "one class", loss=f"{HERE}:OfOneClass")
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
@@ -451,7 +453,7 @@ def test_two_processes_train_what_some_batches_do_not_reach(of_two):
     _all_blocks_move(recipe, load_student(of_two / "skipping", trust_code=True))
 
 
-@pytest.mark.parametrize("name", [*REACH, "one class"])
+@pytest.mark.parametrize("name", [*REACH, "one class", "mixed"])
 def test_two_processes_train_it_as_one_does(of_two, tmp_path, name):
     """Weight decay and momentum, too: what no process reaches in a step rests, what one reaches moves on both."""
     fit(load_recipe(str(of_two / f"{name}.yaml")), tmp_path, Accelerator(cpu=True))
