@@ -46,7 +46,7 @@ def find_optimizer(wanted: settings.Optimizer) -> type[torch.optim.Optimizer]:
     if not _is_optimizer(found):
         raise UserError(f"optimizer {wanted.name!r} is no subclass of torch.optim.Optimizer")
     if wanted.name in OPTIMIZERS:
-        return found  # type: ignore[no-any-return]  # what a registry finds is of any type
+        return found
     step = inspect.signature(found.step).parameters
     if "closure" in step and step["closure"].default is inspect.Parameter.empty:
         raise UserError(
@@ -59,7 +59,7 @@ def find_optimizer(wanted: settings.Optimizer) -> type[torch.optim.Optimizer]:
             raise UserError(f"optimizer.options: {wanted.name} has no setting {key!r} there: {nearest(key, known)}")
     if (wanted.weight_decay or wanted.no_decay) and "weight_decay" not in known:
         raise UserError(f"optimizer {wanted.name!r} has no weight_decay: leave it and no_decay out")
-    return found  # type: ignore[no-any-return]  # as above
+    return found
 
 
 def make_optimizer(wanted: settings.Optimizer, module: nn.Module, rate: float) -> torch.optim.Optimizer:
