@@ -1,19 +1,26 @@
-"""Addresses (``scheme://...``): which texts are one, and what of them may be written down and shown."""
+"""Addresses (``scheme://...``) and names of published weights: which texts are one, and what of them may be shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
+
+PUBLISHED = "published:"
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _WITHIN = re.compile(rf"({_SCHEME})([^\s'\"]*)")
 _WHOLE = re.compile(rf"({_SCHEME})(.*)", re.DOTALL)
 
 
-def is_url(text: object) -> bool:
+def is_url(text: object) -> TypeGuard[str]:
     """Whether it is an address and not a path."""
     return isinstance(text, str) and _WHOLE.match(text) is not None
+
+
+def is_published(text: object) -> bool:
+    """Whether it names published weights: ``published:NAME@DATA``; see :mod:`kdstream.models.published`."""
+    return isinstance(text, str) and text.startswith(PUBLISHED)
 
 
 def public(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Recipe: everything that decides the result of a job, typed and checked, from YAML and ``key=value`` overrides."""
+"""Recipe: everything that decides the result of a job, typed and checked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kdstream.addresses import is_url, public, public_values
+from kdstream.addresses import is_published, is_url, public, public_values
 from kdstream.errors import UserError
 from kdstream.registry import nearest
-from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, plain, read_yaml
+from kdstream.safe_yaml import plain
 from kdstream.terminal import quoted
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 def _no_switch(value: Any) -> Any:
@@ -123,7 +121,8 @@ class Model(Part):
     Attributes:
         model: a name that :func:`kdstream.models.build` knows, or a dotted path; may be left out where ``weights`` are
             an export, or a file in which the network is recognised.
-        weights: file with its weights, http(s) address of one, or the folder of a student that kdstream exported.
+        weights: file with its weights, http(s) address of one, the folder of a student that kdstream exported, or
+            published ones by name, as ``published:wrn_40_2@cifar100`` (``kdstream models --published``).
         options: further keyword arguments for ``build``.
         taps: tap name -> module path, for networks that do not name theirs.
         classes: which outputs of a trained network stand for the data's classes: a list with a number (from 0) or
@@ -141,11 +140,7 @@ class Model(Part):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        is_file = "/" in value or "\\" in value or Path(value).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
-        is_address = "://" in value
-        return {"weights" if is_address or (is_file and ":" not in value) else "model": value}
+        return model_of(value) if isinstance(value, str) else value
 
     @field_validator("options")
     @classmethod
@@ -161,8 +156,10 @@ class Teacher(Model):
     """The teacher: like the student, and
 
     Attributes:
-        train: how to train it when there are no weights: settings that replace the recipe's, for this training.
-        mean, std: by channel, in [0,1], that it was trained with; default: its export's, else the data set's.
+        train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
+            published weights it is for when they cannot be had.
+        mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
+            else the data set's.
     """
 
     train: dict[str, Any] | None = None
@@ -296,8 +293,22 @@ class Schedule(Part):
         return self
 
 
+def _seeds(value: Any) -> Any:
+    several = isinstance(value, list) and value
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (value if several else [value]))
+    if value is not None and not (whole and (several or value >= 1)):
+        raise ValueError("it is how many, as 5, or a list of whole numbers, as [0, 1, 2]")
+    if several and len(set(value)) < len(value):
+        raise ValueError("a seed stands there twice")
+    return value
+
+
 def _as_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
+
+
+FREE = ("name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs", "seeds")
+"""Settings of a recipe that decide nothing of what a single training gives."""
 
 
 class Recipe(Part):
@@ -331,6 +342,8 @@ class Recipe(Part):
         export_all: of several networks, write every one, to peers/NAME in the run's folder ("best": as they were in
             the epoch of the best).
         runs: several students from one teacher: name -> settings that replace the recipe's.
+        seeds: each run is trained once for each of these seeds, with the one teacher (of ``seed``): a list, or a
+            number: so many, from ``seed`` on. None = once, with ``seed``.
         out: folder for results; default runs/NAME.
         workers: reader processes of each process.
         eval_batch_size: in evaluation, of each process.
@@ -365,6 +378,7 @@ class Recipe(Part):
     export_network: Literal["student", "ema", "best"] = "student"
     export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
+    seeds: Annotated[int | list[int] | None, BeforeValidator(_seeds)] = None
     out: str | None = None
     workers: Annotated[Integer, Field(ge=0)] = 2
     eval_batch_size: Positive = 256
@@ -379,8 +393,7 @@ class Recipe(Part):
         counts too. An open precision counts as "no"; :func:`kdstream.training.accelerator.settle` puts the launcher's
         in its place.
         """
-        free = {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
-        deciding = self.model_dump(mode="json", exclude=free) | {"precision": self.precision or "no"}
+        deciding = self.model_dump(mode="json", exclude=set(FREE)) | {"precision": self.precision or "no"}
         if self.export_network == "student":  # as below: it changes no older fingerprint
             del deciding["export_network"]
         if self.ema is None:
@@ -404,6 +417,12 @@ class Recipe(Part):
         """Where results go."""
         return Path(self.out or f"runs/{self.name}")
 
+    def each_seed(self) -> list[int]:
+        """The seeds of ``seeds``; none where that is left out."""
+        if isinstance(self.seeds, int):
+            return list(range(self.seed, self.seed + self.seeds))
+        return list(self.seeds or [])
+
     def to_yaml(self) -> str:
         """The recipe, complete, as YAML; addresses as :meth:`shown` has them."""
         return yaml.safe_dump(self.shown(), sort_keys=False)
@@ -418,7 +437,7 @@ class Recipe(Part):
         Raises:
             UserError: settings that no recipe has; ``what`` names the place.
         """
-        base = self.model_dump(mode="json", exclude={"runs"})
+        base = self.model_dump(mode="json", exclude={"runs", "seeds"})
         return make_recipe({**merge(base, settings), "name": name}, what)
 
 
@@ -445,9 +464,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and not _is_another(key, old, value):
-            value = merge(old, value)
-        merged[key] = value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _is_another(key, old, value):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -481,6 +501,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
         if (other := places.setdefault(run_folder(name), name)) != name:
             raise UserError(f"{what}: runs {other!r} and {name!r} would share a folder: rename one of them")
         _refuse(over, SHARED, f"{what}: runs.{name}", "it is one for the whole recipe")
+        if recipe.seeds is not None:
+            _refuse(over, ("seed",), f"{what}: runs.{name}", "seeds gives all runs theirs")
         recipe.variant(over, name, f"{what}: runs.{name}")
     if recipe.teacher is not None and recipe.teacher.train is not None:
         _refuse(recipe.teacher.train, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
@@ -496,7 +518,7 @@ def run_folder(name: str) -> str:
     return name.replace(" ", "_")
 
 
-SHARED = ("data", "teacher", "precision", "out", "name", "runs")
+SHARED = ("data", "teacher", "precision", "out", "name", "runs", "seeds")
 """What all trainings of a job share and none of them can have for itself."""
 
 
@@ -516,7 +538,7 @@ def _explain(error: ValidationError) -> str:
             if name.isdigit():  # within a list
                 continue
             part = _part_class(part.model_fields[name].annotation)
-        return f"unknown setting {_public_quoted(where)}: {nearest(path[-1], part.model_fields)}"
+        return f"unknown setting {public_quoted(where)}: {nearest(path[-1], part.model_fields)}"
     if first["type"] == "missing":
         return f"{where} is missing"
     said = first["msg"].removeprefix("Value error, ")
@@ -537,90 +559,15 @@ def _part_class(annotation: Any) -> Any:
     return next(kind for kind in annotation.__args__ if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by file or by the name of one that comes with kdstream, with overrides.
-
-    Args:
-        name: path of a YAML file, or such as ``quickstart``, ``ckd/table5``.
-        overrides: ``key=value`` with a dotted key and a value in YAML: ``optimizer.lr=0.1``, ``loss={ce: 1, kd: 4}``.
-
-    Raises:
-        UserError: no such recipe, bad YAML, unknown or wrong settings.
-    """
-    path = Path(name)
-    if not is_file(path):
-        path = RECIPES / f"{name}.yaml"
-        if not is_file(path):
-            known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")]
-            there = f"; {_public_quoted(name)} is no regular file" if _exists(Path(name)) else ""
-            hint = f"({nearest(name, known)}){there}"
-            raise UserError(f"no recipe {_public_quoted(name)}: neither a file nor one of kdstream's {hint}")
-    settings = read_yaml(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: a recipe is a YAML mapping such as 'student: resnet8'")
-    settings.setdefault("name", path.stem if path.parent == Path() or RECIPES not in path.parents else name)
-    changes: list[str] = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{_public_quoted(override)} is no override: write key=value, as in optimizer.lr=0.1")
-        shown = _public_quoted(override)
-        if not text.strip():
-            raise UserError(f"{shown} has no value: write {_public_quoted(key)[1:-1]}=null to clear it")
-        if not all(key.split(".")) or len(key.split(".")) > MOST_LEVELS:
-            raise UserError(f"{shown} is no override: a dot stands between two names, as in optimizer.lr=0.1")
-        value = parse_yaml(text, f"{shown}: the value is")
-        settings = _put(settings, key.split("."), value, override)
-        if key not in ("out", "name", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard"):
-            changes.append(public(override))
-    recipe = make_recipe(settings, path.name)
-    if changes and recipe.out is None:
-        # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
-        suffix = re.sub(r"[^\w.=+-]+", "_", ",".join(sorted(changes)))
-        if len(suffix) > 80:
-            suffix = hashlib.sha256(suffix.encode()).hexdigest()[:12]
-        recipe.out = f"runs/{recipe.name},{suffix}"
-    return recipe
-
-
-def _public_quoted(text: str) -> str:
+def public_quoted(text: str) -> str:
     """A text of the user's in a message, without a token that it may hold."""
     return quoted(public(text), most=100)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; a text that can be no path is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def _put(
-    settings: dict[str, Any], keys: Sequence[str], value: Any, override: str, within: str | None = None
-) -> dict[str, Any]:
-    """``settings`` with the value at a dotted key. A shorthand on the way (``student: resnet8``) becomes a group."""
-    inner = settings.get(keys[0])
-    if len(keys) == 1:
-        if keys[0] in ("student", "teacher") and isinstance(inner, dict) and isinstance(value, str):
-            value = {**inner, **Model._from_text(value)}  # another network, the rest of the group as it was
-            value = value if value.get("weights") is None else {k: v for k, v in value.items() if k != "train"}
-        return {**settings, keys[0]: value}
-    if isinstance(inner, str) and keys[0] in ("student", "teacher"):
-        inner = Model._from_text(inner)
-    elif isinstance(inner, str) and keys[0] == "loss":
-        inner = {inner: 1.0}
-    elif within == "loss" and isinstance(inner, int | float):
-        inner = {"weight": inner}
-    if inner is None:
-        inner = {}
-    if not isinstance(inner, dict):
-        raise UserError(f"{_public_quoted(override)}: {keys[0]} is not a group of settings")
-    return {**settings, keys[0]: _put(inner, keys[1:], value, override, keys[0])}
+def model_of(text: str) -> dict[str, str]:
+    """The group that a network in one word stands for: its name, or weights by file, address or published name."""
+    if is_published(text):
+        return {"weights": text}
+    is_file = "/" in text or "\\" in text or Path(text).suffix in {".pth", ".pt", ".th", ".safetensors", ".json"}
+    is_address = "://" in text
+    return {"weights" if is_address or (is_file and ":" not in text) else "model": text}

@@ -144,7 +144,9 @@ def parse_yaml(text: str, what: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = " ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"{what} not readable as YAML: {_place(text, mark and mark.line)}{_one_line(said)}") from None
+        raise UserError(
+            f"{what} not readable as YAML: {_place(text, mark.line if mark else None)}{_one_line(said)}"
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) if isinstance(error.position, int) else None
         char = ord(error.character) if isinstance(error.character, str) else error.character

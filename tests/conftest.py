@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from kdstream.convert.make_shards import make_shards
@@ -25,3 +28,38 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards") / "digits"
     make_shards("digits", folder, limit=240, processes=1, console=Console(quiet=True))
     return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Two classes of 150 images."""
+    root = tmp_path_factory.mktemp("photos")
+    for c, name in enumerate(("cat", "dog")):
+        (root / name).mkdir()
+        for i in range(150):
+            pixels = np.random.default_rng(1000 * c + i).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:03d}.jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
+def photo_shards(photos, tmp_path_factory) -> Path:
+    """The shards of them, 12, made by one process."""
+    dest = tmp_path_factory.mktemp("photo_shards") / "set"
+    make_shards(f"imagefolder:{photos}", dest, shard_count=12, processes=1)
+    return dest
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    """Two classes of six images; and three files that are none under their names."""
+    root = tmp_path / "damaged"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(root / name / f"{i}.png")
+    (root / "cat" / "text.jpg").write_text("hello")
+    cut = (root / "dog" / "5.png").read_bytes()
+    (root / "dog" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    (root / "dog" / "empty.png").write_bytes(b"")
+    return root

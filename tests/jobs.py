@@ -23,7 +23,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from kdstream.training.loop import Trainer
 from kdstream.training.job import Job
 from kdstream.display.progress import Display

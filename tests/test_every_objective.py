@@ -1,4 +1,4 @@
-"""Every objective of the registry trains a student, alone and coded, in one process and in two.
+"""Every objective of the registry trains a student, alone and coded, and coded in two processes.
 
 A new objective is tested here without being named; :data:`NEEDS` says what it needs beside its defaults.
 """
@@ -122,11 +122,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from test_every_objective import fit
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
-for path in sorted(Path(sys.argv[1]).glob("*/*.yaml")):
+for path in sorted(Path(sys.argv[1]).glob("*.yaml")):
     try:
         fit(load_recipe(str(path)), accelerator)
     except Exception:
@@ -138,7 +138,7 @@ accelerator.end_training()
 
 @pytest.fixture(scope="module")
 def of_two(digits, teacher, tmp_path_factory) -> Path:
-    """Every objective trained by two processes, one after the other: <folder>/<objective>/<stream>.
+    """Every objective trained by two processes, coded, one after the other: <folder>/<objective>.
 
     Once for all workers of pytest-xdist: the first does it, the others wait.
     """
@@ -155,11 +155,9 @@ def of_two(digits, teacher, tmp_path_factory) -> Path:
 
 def _train_in_two(digits: Path, teacher: str, folder: Path) -> None:
     for name in OBJECTIVES:
-        (folder / name).mkdir()
-        for stream in STREAMS:
-            recipe = _recipe(digits, teacher, name, stream, folder / name / stream)
-            text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True))
-            (folder / name / f"{stream}.yaml").write_text(text)
+        recipe = _recipe(digits, teacher, name, "coded", folder / name)
+        text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True))
+        (folder / f"{name}.yaml").write_text(text)
     (folder / "two.py").write_text(TWO)
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -168,9 +166,8 @@ def _train_in_two(digits: Path, teacher: str, folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_processes_train_it(of_two, name, stream):
-    errors = [path.read_text() for path in sorted((of_two / name).glob(f"{stream}.error*"))]
+def test_two_processes_train_it(of_two, name):
+    errors = [path.read_text() for path in sorted(of_two.glob(f"{name}.error*"))]
     assert not errors, "\n".join(errors)
-    went_well(of_two / name / stream, name)
+    went_well(of_two / name, name)

@@ -1,8 +1,9 @@
-"""The rooms of the package: every import points downward, and no module reaches itself."""
+"""The rooms of the package: every import points downward, no module reaches itself, and tests mirror the modules."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,54 @@ FLOORS = (
     {"analysis"},
     {"display", "models", "objectives", "stream"},
     {"convert"},
-    {"data", "jpeg", "recipe"},
+    {"data", "jpeg", "recipe", "recipe_file"},
     {
-        *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "registry", "rng", "safe_yaml"),
-        "terminal",
+        *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "notes", "registry", "rng"),
+        *("safe_yaml", "tap_names", "terminal"),
     },
 )
 """From the top floor to the ground. A room knows those below it and, on the floors of ``SHARED``, its neighbours."""
 SHARED = (FLOORS[0], FLOORS[6], FLOORS[7])
 """Rooms of one floor that may know each other, as long as no circle comes of it."""
+
+TESTED_ELSEWHERE = {
+    "train": "a script: cli/test_train.py starts it as a user does",
+    "cli/report": "cli/test_table_command.py: a report is of what the command table has done",
+    "cli/tables": "cli/test_table_command.py: the list says what the command table has done",
+    "benches/coded": "cli/test_bench.py runs it and reads what it says",
+    "benches/jpeg": "cli/test_bench.py runs it and reads what it says",
+    "benches/measure": "cli/test_bench.py runs it by a clock of its own",
+    "benches/others": "cli/test_bench.py: each of its losses computes the number that kdstream's does",
+    "benches/step": "cli/test_bench.py runs it and reads what it says",
+    "benches/taps": "cli/test_bench.py runs it and reads what it says",
+    "jpeg/cpu_blocks": "jpeg/test_jpeg_cpu.py: only through cpu.py can its blocks be compared with the reference",
+    "jpeg/cpu_kernel": "jpeg/test_jpeg_cpu.py: only through cpu.py can its code be compared with the reference",
+    "jpeg/cuda_kernels": "jpeg/test_jpeg_cuda.py: they need a GPU, or the interpreter that is set up there",
+}
+"""Modules without a test file of their name -> why."""
+APART = {
+    "cli/test_verbs": "of cli itself",
+    "jpeg/test_jpeg_front": "of jpeg itself",
+    "models/test_models_build": "of models itself",
+    "convert/test_convert_faults": "a disk that fails, of all of convert",
+    "models/test_zoo": "what all networks promise",
+    "objectives/test_correlation_terms": "compares pearson, spearman, cmkd",
+    "objectives/test_first_phases": "compares ab, ft, fsp",
+    "objectives/test_joint_classifier": "compares srrl, simkd, ijckd",
+    "objectives/test_paper_forms": "compares fsp and ft with values measured for the papers' forms",
+    "objectives/test_relational": "compares sp, cc, vid, rkd, pkt, nst, kdsvd",
+    "objectives/test_small_batches": "every objective with few classes and samples",
+    "objectives/test_terms_of_logits": "compares the terms that read nothing but logits",
+    "test_every_objective": "every objective in a training",
+    "test_golden": "every objective with values measured on its authors' code",
+    "test_portable": "systems without fcntl",
+    "test_rooms": "the order of the modules",
+    "training/test_assistants": "a chain of trainings",
+    "training/test_full_disk": "a disk that fails, of a whole job",
+    "training/test_published_teacher": "a job whose teacher is published, or gone",
+    "training/test_resume": "continued trainings end with the same bits",
+}
+"""Test files that are no module's -> of what they are."""
 
 
 def modules() -> dict[str, Path]:
@@ -102,6 +142,17 @@ def test_no_import_comes_back_to_where_it_began():
         visit(module, ())
 
 
+def test_every_type_ignore_says_which_error_and_why():
+    reason = re.compile(r"# type: ignore\[[a-z-]+(, [a-z-]+)*\]  # \w+ \w+")
+    bare = [
+        f"{file}:{number}"
+        for file in MODULES.values()
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if "type: ignore" in line and not reason.search(line)
+    ]
+    assert not bare
+
+
 def test_the_ground_floor_imports_no_heavy_library_to_say_what_is_wrong():
     heavy = {"torch", "torchvision", "accelerate", "kornia"}
     for name in ("kdstream", "kdstream.errors", "kdstream.registry", "kdstream.atomic", "kdstream.bars"):
@@ -109,3 +160,23 @@ def test_the_ground_floor_imports_no_heavy_library_to_say_what_is_wrong():
         named = {alias.name.partition(".")[0] for n in tree.body if isinstance(n, ast.Import) for alias in n.names}
         named |= {str(n.module).partition(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom)}
         assert not named & heavy, name
+
+
+def names_of_tests(module: Path) -> set[Path]:
+    """The test files that bear a module's name: that of its room before it where two modules share one, as pytest
+    wants every file to have a name of its own; and of a verb, the command."""
+    room, names = module.parent, [f"test_{module.name}", f"test_{module.parent.name}_{module.name}"]
+    return {room / name for name in [*names, *([f"test_{module.name}_command"] if room.name == "cli" else [])]}
+
+
+def test_every_module_has_a_test_file_of_its_name_and_every_test_file_a_module():
+    here = Path(__file__).parent
+    files = {file.relative_to(here).with_suffix("") for file in here.rglob("test_*.py")}
+    known = {
+        file.relative_to(ROOT).with_suffix("") for file in MODULES.values() if file.stem not in ("__init__", "__main__")
+    }
+    assert len({file.name for file in files}) == len(files), "two test files of one name"
+    without = {module.as_posix() for module in known if not names_of_tests(module) & files}
+    assert without == set(TESTED_ELSEWHERE)
+    apart = {file.as_posix() for file in files - set().union(*map(names_of_tests, known))}
+    assert apart == set(APART)

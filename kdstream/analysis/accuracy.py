@@ -132,8 +132,15 @@ def accuracy(
     """
     if not len(shards):
         raise UserError(f"{shards.name}/{shards.split} has no images")
-    images = {"size": size, "limit": limit, "batch_size": batch_size, "workers": workers, "device": device}
-    batches = one_pass(shards, normalize(mean=tuple(mean), std=tuple(std)), **images)
+    batches = one_pass(
+        shards,
+        normalize(mean=tuple(mean), std=tuple(std)),
+        size=size,
+        limit=limit,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
     if isinstance(network, nn.Module):
         network.eval()
     classes = shards.num_classes
@@ -228,10 +235,12 @@ def reliability_figure(result: Accuracy, title: str) -> bytes:
     canvas = plot.canvas(5.6, 6.4, title)
     upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     width = 1 / BINS
-    filled = [bin for bin in result.bins if bin.samples]
-    lows = [bin.low for bin in filled]
-    reached = [bin.accuracy for bin in filled]
-    gaps = [100 * bin.confidence - bin.accuracy for bin in filled]
+    filled = [
+        (bin.low, bin.accuracy, 100 * bin.confidence - bin.accuracy, 100 * bin.samples / result.samples)
+        for bin in result.bins
+        if bin.confidence is not None and bin.accuracy is not None
+    ]
+    lows, reached, gaps, shares = ([each[i] for each in filled] for i in range(4))
     edge = {"edgecolor": "white", "linewidth": 0.8}
     upper.bar(lows, reached, width, align="edge", color=plot.BLUE, label="accuracy", **edge)
     hatched = {"facecolor": "none", "edgecolor": plot.VERMILION, "hatch": "////", "linewidth": 1.0}
@@ -242,7 +251,6 @@ def reliability_figure(result: Accuracy, title: str) -> bytes:
     upper.set_ylabel("top-1 accuracy, %")
     upper.set_title(f"expected calibration error {result.calibration_error:.2f} %, {BINS} bins", fontsize=10)
     upper.legend(frameon=False, fontsize=9, loc="upper left")
-    shares = [100 * bin.samples / result.samples for bin in filled]
     lower.bar(lows, shares, width, align="edge", color="0.55", **edge)
     lower.set_ylabel("% of images")
     lower.set_xlabel("confidence (probability of the answer)")

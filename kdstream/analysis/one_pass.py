@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def _first(count: int, batches: Stream) -> Iterator[Batch]:
     left = count
     for batch in batches:
         if len(batch) > left:
-            batch = batch.map_tensors(lambda tensor, left=left: tensor[:left])
+            batch = batch.map_tensors(itemgetter(slice(left)))
         left -= len(batch)
         yield batch
         if left == 0:

@@ -216,8 +216,15 @@ def peakiness(
         raise UserError(f"limit is {limit}: standard deviations need 2 images or more")
     if len(shards) < 2:
         raise UserError(f"{shards.name}/{shards.split} has {len(shards)} image: standard deviations need 2 or more")
-    images = {"size": size, "limit": limit, "batch_size": batch_size, "workers": workers, "device": device}
-    batches = one_pass(shards, coded(selector, delta, subsampling), **images)
+    batches = one_pass(
+        shards,
+        coded(selector, delta, subsampling),
+        size=size,
+        limit=limit,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+    )
     if isinstance(teacher, nn.Module):
         teacher.eval()
     original = _Tally(shards.num_classes, torch.device(device))

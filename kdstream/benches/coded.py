@@ -14,6 +14,7 @@ from kdstream import jpeg as kdstream_jpeg
 from kdstream.batch import Batch
 from kdstream.benches.jpeg import noise
 from kdstream.benches.measure import SUBSAMPLING, alternate, bench, milliseconds, new_table, ratio, step, whole
+from kdstream.jpeg.reference import Subsampling
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import parse_loss
@@ -40,7 +41,9 @@ class Steps:
         delta, subsampling: of the coded stage.
     """
 
-    def __init__(self, teacher: str, student: str, batch: int, size: int, classes: int, delta: int, subsampling: str):
+    def __init__(
+        self, teacher: str, student: str, batch: int, size: int, classes: int, delta: int, subsampling: Subsampling
+    ):
         torch.manual_seed(0)
         images = noise(batch, size)
         network = build(teacher, classes)

@@ -20,6 +20,7 @@ from torch import Tensor
 from kdstream import jpeg as kdstream_jpeg
 from kdstream.benches.measure import SUBSAMPLING, Ratio, alternate, bench, milliseconds, new_table, ratio, step, whole
 from kdstream.errors import UserError
+from kdstream.jpeg.reference import Subsampling
 from kdstream.registry import nearest
 
 
@@ -30,7 +31,7 @@ class Case:
     batch: int
     size: int
     qualities: tuple[int, ...]
-    subsampling: str = "4:4:4"
+    subsampling: Subsampling = "4:4:4"
     targets: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -210,7 +211,7 @@ def jpeg(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """JPEG versions: kdstream.jpeg.roundtrip against the libraries that people make them with."""
     cases = _cases(options)
     peers, absent = _peers(options.peers)
-    found = []
+    found: list[dict[str, Any]] = []
     for case in cases:
         images = (photos if options.images == "photo" else noise)(case.batch, case.size)
         expected = _from_arrays(pillow(images, case), case)

@@ -44,7 +44,7 @@ def alternate(works: Mapping[str, Callable[[], object]], seconds: float) -> list
     rounds: list[dict[str, float]] = []
     start = time.perf_counter()
     while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - start < seconds):
-        order = list(works) if len(rounds) % 2 == 0 else list(reversed(works))
+        order = list(works) if len(rounds) % 2 == 0 else [*works][::-1]
         times = {}
         for name in order:
             begin = time.perf_counter()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives import Term
 
-Loss = Callable[[Outputs, Outputs | None, Batch], Tensor]
+Loss = Callable[[Outputs, Outputs, Batch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _ab(term: Any, labels: Tensor) -> Loss:
     }
     loss = _torchdistill("AltActTransferLoss", pairs, margin=term.margin, reduction="mean")
 
-    def connected(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def connected(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         features = {
             tap: term.connector[name](value) if (name := tap.removesuffix(".pre")) in term.connector else value
             for tap, value in student.features.items()
@@ -130,7 +130,7 @@ def _ft(term: Any, labels: Tensor) -> Loss:
     """The factors' distance in the authors' form, over what our paraphraser and translator give."""
     loss = _torchdistill("FTLoss")
 
-    def factors(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def factors(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         with torch.no_grad():
             theirs = term.paraphraser.encoder(teacher.features[term.teacher_taps[0]])
         ours = term.translator(student.features[term.student_taps[0]])
@@ -144,7 +144,7 @@ def _vid(term: Any, labels: Tensor) -> Loss:
     pairs = {ours: {"student": _at(ours), "teacher": _at(theirs)} for ours, theirs in _pairs(term)}
     loss = _torchdistill("VIDLoss", pairs)
 
-    def predicted(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def predicted(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         answers = {}
         for tap, value in student.features.items():
             regressor = term.vid[tap]
@@ -166,7 +166,7 @@ def _reviewkd(term: Any, labels: Tensor) -> Loss:
     def maps(value: Tensor) -> Tensor:
         return value if value.ndim == 4 else value[:, :, None, None]
 
-    def fused(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def fused(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         total, residual = torch.zeros(()), None
         for ours, loss in losses.items():
             target = maps(teacher.features[loss.teacher_module_path])
@@ -185,7 +185,7 @@ def _crd(term: Any, labels: Tensor) -> Loss:
     loss = _torchdistill("CRDLoss", "v1", "idx", "v2", width, n, term.nce_k, n, **settings)
     drawn: dict[int, Tensor] = {}
 
-    def embedded(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def embedded(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if id(batch) not in drawn:
             drawn[id(batch)] = term.contrast(batch)
         ours = term.embed_s(student.features[term.student_taps[0]])
@@ -197,7 +197,7 @@ def _crd(term: Any, labels: Tensor) -> Loss:
 
 
 def _plain_fitnet(term: Any, labels: Tensor) -> Loss:
-    def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         total = torch.zeros(())
         for (ours, theirs), weight in zip(_pairs(term), term.weights, strict=True):
             total = total + weight * F.mse_loss(term.connector[ours](student.features[ours]), teacher.features[theirs])
@@ -207,7 +207,7 @@ def _plain_fitnet(term: Any, labels: Tensor) -> Loss:
 
 
 def _plain_cc(term: Any, labels: Tensor) -> Loss:
-    def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours = term.embed_s(student.features[term.student_taps[0]].flatten(1))
         theirs = term.embed_t(teacher.features[term.teacher_taps[0]].flatten(1))
         delta = torch.abs(ours - theirs)
@@ -222,7 +222,7 @@ def _plain_nst(term: Any, labels: Tensor) -> Loss:
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a.unsqueeze(1) * b.unsqueeze(2)).sum(-1).pow(2)
 
-    def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         total = torch.zeros(())
         for ours, theirs in _pairs(term):
             s = F.normalize(student.features[ours].flatten(2), dim=2)
@@ -240,7 +240,7 @@ def _plain_kdsvd(term: Any, labels: Tensor) -> Loss:
         _, values, vectors = torch.linalg.svd(maps.flatten(2).mT, full_matrices=False)
         return values, vectors.mT
 
-    def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         sides = []
         for ours, theirs in _pairs(term):
             values, t = leading(teacher.features[theirs])
@@ -253,11 +253,11 @@ def _plain_kdsvd(term: Any, labels: Tensor) -> Loss:
             sides.append((picked * scale, t * scale))
         total = torch.zeros(())
         for (s_low, t_low), (s_high, t_high) in itertools.pairwise(sides):
-            ours, theirs = (
+            student_flow, teacher_flow = (
                 torch.exp((high.unsqueeze(2) - low.unsqueeze(1)).square() / -term.gamma)
                 for high, low in ((s_high, s_low), (t_high, t_low))
             )
-            total = total + (ours - theirs).square().sum() / len(ours)
+            total = total + (student_flow - teacher_flow).square().sum() / len(student_flow)
         return total
 
     return loss
@@ -268,7 +268,7 @@ def _plain_crd(term: Any, labels: Tensor) -> Loss:
     others = [np.flatnonzero(labels.numpy() != c) for c in range(int(labels.max()) + 1)]
     rng = np.random.default_rng(0)
 
-    def loss(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         draws = [rng.choice(others[c], term.nce_k, replace=True) for c in batch.label.tolist()]
         chosen = torch.cat([batch.index[:, None], torch.from_numpy(np.stack(draws))], dim=1)
         ours = term.embed_s(student.features[term.student_taps[0]])

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Batch
 from kdstream.benches.coded import MEAN, STD, settle
 from kdstream.benches.jpeg import noise
 from kdstream.benches.measure import Ratio, alternate, bench, milliseconds, new_table, ratio, whole
@@ -125,7 +125,7 @@ class Work:
             found = self.distiller.student(batch.image)
         theirs = other(self.term, self.labels)
 
-        def work(loss: Callable[[Outputs, Outputs | None, Batch], Tensor]) -> Callable[[], None]:
+        def work(loss: Callable[..., Tensor]) -> Callable[[], None]:
             def run() -> None:
                 loss(found.map(lambda value: value.detach().requires_grad_()), batch.teacher, batch).backward()
 

@@ -16,6 +16,7 @@ from kdstream.benches.coded import settle
 from kdstream.benches.measure import alternate, bench, milliseconds, new_table, ratio, whole
 from kdstream.models import build
 from kdstream.models.taps import Tapped
+from kdstream.notes import taps_of
 
 TARGET = 1.02
 
@@ -55,8 +56,9 @@ def taps(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         images = torch.randn(options.batch, 3, options.size, options.size)
         labels = torch.randint(options.classes, (options.batch,))
         settle(network, images)
+        names = list(taps_of(network))
         # A copy, for the hooks of a wrapper stay in the network and are called, idle, in its plain passes as well.
-        tapped = Tapped(build(name, options.classes), list(network.taps)).train()
+        tapped = Tapped(build(name, options.classes), names).train()
         tapped.module.load_state_dict(network.state_dict())
         works = {"plain": _pass(network, images, labels), "tapped": _pass(tapped, images, labels)}
         for work in works.values():
@@ -65,8 +67,8 @@ def taps(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         found = ratio(rounds, ["tapped"], ["plain"])
         plain_ms, tapped_ms = milliseconds(rounds, "plain"), milliseconds(rounds, "tapped")
         shown = f"{found.median:.3f} ({found.low:.3f}-{found.high:.3f})"
-        table.add_row(name, str(len(network.taps)), f"{plain_ms:.1f}", f"{tapped_ms:.1f}", shown, f"<= {TARGET:.2f}")
-        about = {"model": name, "taps": list(network.taps), "plain_ms": plain_ms, "tapped_ms": tapped_ms}
+        table.add_row(name, str(len(names)), f"{plain_ms:.1f}", f"{tapped_ms:.1f}", shown, f"<= {TARGET:.2f}")
+        about = {"model": name, "taps": names, "plain_ms": plain_ms, "tapped_ms": tapped_ms}
         rows.append({**about, **found._asdict(), "target": TARGET})
     console.print(table)
     return {"batch": options.batch, "size": options.size, "models": rows}

@@ -12,6 +12,9 @@ from kdstream.terminal import say_error
 
 VERBS = {
     "train": "distil a student as a recipe says",
+    "tables": "the papers' tables and figures, and what of them is done",
+    "table": "train what is missing of a paper's table",
+    "report": "a paper's table with ours beside it",
     "shards": "make a data set of images, or check one",
     "evaluate": "accuracy, calibration and confusions of a network",
     "peakiness": "how sure a teacher is, for original and coded images",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdstream.addresses import public
+from kdstream.addresses import is_published, public
 from kdstream.cli.frame import CommandParser, find_own_modules, run_command
 from kdstream.cli.measuring import add_options, end, measuring, prepare, say, show, write
 from kdstream.terminal import visible
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   kdstream evaluate runs/quickstart/coded_kd shards/digits
   kdstream evaluate ckpt_epoch_240.pth shards/cifar100 --split test --model resnet56
+  kdstream evaluate published:resnet56@cifar100 shards/cifar100 --split test
 """
 
 
@@ -39,16 +40,22 @@ def _parser() -> CommandParser:
 def _run(options: argparse.Namespace) -> None:
     """Measure, write evaluate.json, confusion.png and reliability.png, print the tables."""
     from kdstream.analysis import accuracy as accurate
+    from kdstream.models.published import difference, find
 
     console = Console()
     job = prepare(options, "evaluate")
     with measuring(console, "evaluate", job) as advance:
         result = accurate.accuracy(job.network, job.data, job.mean, job.std, advance=advance, **job.place)
     title = f"{job.name} on {result.samples:,} images of {job.data.name}/{job.data.split}"
-    write(job.out / "evaluate.json", {"weights": public(options.weights), **job.about, **result.as_dict()})
+    known = find(options.weights) if is_published(options.weights) else None
+    as_published = {} if known is None else {"published_top1": known.top1}
+    about = {"weights": public(options.weights), **job.about, **as_published}
+    write(job.out / "evaluate.json", {**about, **result.as_dict()})
     write(job.out / "confusion.png", accurate.confusion_figure(result, f"{title}: top-1 {result.top1:.2f} %"))
     write(job.out / "reliability.png", accurate.reliability_figure(result, title))
-    show(console, title, accuracy_table(result))
+    show(console, title, accuracy_table(result, None if known is None else known.top1))
+    if known is not None and (told := difference(known, result.top1, job.data.split, job.data.num_classes)):
+        say(console, f"note: {told}")
     show(console, *classes_table(result))
     if result.mistakes(1):
         show(console, "most frequent mistakes", mistakes_table(result))
@@ -56,12 +63,14 @@ def _run(options: argparse.Namespace) -> None:
     end(console, job, result.samples, "evaluate.json, confusion.png, reliability.png")
 
 
-def accuracy_table(result: accurate.Accuracy) -> Table:
-    """What holds for the whole split."""
+def accuracy_table(result: accurate.Accuracy, published: float | None = None) -> Table:
+    """What holds for the whole split, and the top-1 as published (percent), if it was."""
     table = Table(box=SIMPLE, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_row("top-1, %", f"{result.top1:.2f}")
+    if published is not None:
+        table.add_row("top-1 as published, %", f"{published:.2f}")
     table.add_row(f"top-{min(5, len(result.classes))}, %", f"{result.top5:.2f}")
     table.add_row("loss, nats", f"{result.loss:.4f}")
     table.add_row("calibration error, %", f"{result.calibration_error:.2f}")
@@ -73,7 +82,7 @@ def classes_table(result: accurate.Accuracy, most: int = 20, shown: int = 10) ->
     rows = list(zip(result.classes, result.confusion.sum(1).tolist(), result.per_class, strict=True))
     heading = "by class"
     if len(rows) > most:
-        rows = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])[:shown]
+        rows = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2] or 0.0)[:shown]
         heading = f"the {len(rows)} least accurate of {len(result.classes)} classes"
     table = Table(box=SIMPLE)
     table.add_column("class", overflow="ellipsis", no_wrap=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kdstream.cli.frame import CommandParser, find_own_modules, run_command
 from kdstream.errors import UserError
+from kdstream.notes import about_of
 from kdstream.terminal import visible
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def export(options: argparse.Namespace) -> OnnxFile:
         network = load_student(place, trust_code=options.trust_code)
     except UserError as error:
         raise UserError(str(error).replace("load_student(path, trust_code=True)", "add --trust-code")) from error
-    about = network.about
+    about = about_of(network)
     size = options.size if options.size is not None else about.get("image_size")
     if size is None:
         raise UserError(f"{place} does not say what size of images it takes: give --size N, as in --size 32")

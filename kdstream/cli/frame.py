@@ -24,6 +24,14 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{' '.join(message.split())}; see --help")
 
 
+class MixedParser(CommandParser):
+    """One that lets ``key=value`` and options stand in any order."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As :meth:`argparse.ArgumentParser.parse_intermixed_args`."""
+        return self.parse_intermixed_args(args, namespace)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from kdstream.addresses import public
+from kdstream.addresses import PUBLISHED, is_published, public
 from kdstream.atomic import write_atomic
 from kdstream.bars import progress_bars
 from kdstream.errors import UserError
+from kdstream.notes import about_of
 from kdstream.terminal import visible
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ class Measurement:
 
 def add_options(parser: argparse.ArgumentParser, what: str, split: str, command: str) -> None:
     parser.add_argument(
-        "weights", metavar=what, help="a folder that kdstream exported, a file of weights, or its http(s) address"
+        "weights",
+        metavar=what,
+        help="a folder that kdstream exported, a file of weights, its http(s) address, or the name of published ones "
+        "(published:wrn_40_2@cifar100)",
     )
     parser.add_argument("shards", metavar="SHARDS", help="a data set folder")
     parser.add_argument(
@@ -122,8 +126,8 @@ def prepare(options: argparse.Namespace, command: str) -> Measurement:
         name=name,
         network=network.requires_grad_(False).eval().to(device),
         data=data,
-        mean=network.about["mean"] or data.mean,
-        std=network.about["std"] or data.std,
+        mean=about_of(network)["mean"] or data.mean,
+        std=about_of(network)["std"] or data.std,
         place={
             "size": size,
             "limit": options.limit,
@@ -153,7 +157,7 @@ def _choice(text: str | None) -> Any:
 
 def _trained_size(network: nn.Module, data: ShardSet) -> int | None:
     """The side of the square that an export was trained on, where the images have another size; else None."""
-    trained = network.about["image_size"]
+    trained = about_of(network)["image_size"]
     height, width = (trained, trained) if isinstance(trained, int) else trained or (None, None)
     return height if height == width and (height, width) != data.image_size else None
 
@@ -198,7 +202,9 @@ def _device(name: str | None) -> torch.device:
 
 
 def _name(place: str) -> str:
-    """What to call a network: its folder, for an export; else its file."""
+    """What to call a network: its folder, for an export; published weights by their name; else its file."""
+    if is_published(place):
+        return place.removeprefix(PUBLISHED)
     path = Path(os.path.abspath(public(place)))
     return path.name if path.is_dir() else path.parent.name if path.stem == "student" else path.stem
 

@@ -1,4 +1,4 @@
-"""``kdstream models``: parameters, multiply-adds and taps of networks by name."""
+"""``kdstream models``: parameters, multiply-adds and taps of networks by name; published weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.errors import UserError
 
 if TYPE_CHECKING:
     from kdstream.models.macs import Cost
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   kdstream models
   kdstream models resnet56 vgg8 --classes 10 --taps
   kdstream models resnet18 --size 224 --classes 1000
+  kdstream models --published
 """
 
 
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.published:
+        _list_published(options)
+        return
     from kdstream.models import MODELS
     from kdstream.models.macs import cost
 
@@ -52,10 +57,40 @@ def _run(options: argparse.Namespace) -> None:
     elif not options.names:
         console.print(
             "MACs: multiply-adds of one image. Other networks by name: torchvision's (resnet18), timm's "
-            "(timm:deit_tiny_patch16_224), your own (package.module:factory). --taps: paths and shapes.",
+            "(timm:deit_tiny_patch16_224), your own (package.module:factory). --taps: paths and shapes. "
+            "--published: trained ones.",
             highlight=False,
             markup=False,
         )
+
+
+def _list_published(options: argparse.Namespace) -> None:
+    """The table of published weights, or all that is known of them as JSON."""
+    from kdstream.addresses import PUBLISHED
+    from kdstream.models.download import cached
+    from kdstream.models.published import facts, known
+
+    if options.names or options.taps:
+        raise UserError("--published lists all published weights: leave names and --taps out")
+    if options.json:
+        print(json.dumps([facts(one) for one in known().values()], indent=2))
+        return
+    table = Table(title="published weights", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Name", no_wrap=True)
+    table.add_column("Top-1, %", justify="right", no_wrap=True)
+    table.add_column("Here", no_wrap=True)
+    table.add_column("From")
+    for name, one in known().items():
+        here = "yes" if cached(one.address).exists() else ""
+        table.add_row(f"{PUBLISHED}{name}", f"{one.top1:.2f}", here, one.source)
+    console = Console()
+    console.print(table)
+    console.print(
+        "Top-1 as published. Where weights are named: teacher=published:wrn_40_2@cifar100. Here: downloaded already. "
+        "--json: addresses, checksums, mean and deviation.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _parser() -> CommandParser:
@@ -68,6 +103,7 @@ def _parser() -> CommandParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; none: kdstream's own")
     parser.add_argument("--size", type=_positive, default=32, help="height and width of the images (default 32)")
     parser.add_argument("--classes", type=_positive, default=100, help="number of classes (default 100)")
+    parser.add_argument("--published", action="store_true", help="weights that others published, by name, instead")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--taps", action="store_true", help="every tap with its module path and shape")
     output.add_argument("--json", action="store_true", help="all of it as JSON")
@@ -82,8 +118,14 @@ def _positive(text: str) -> int:
 
 
 def _overview(costs: list[Cost], title: str) -> Table:
-    settings = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns hold the longest line
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **settings)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,  # 80 columns hold the longest line
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("Model", no_wrap=True)
     table.add_column("Parameters", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)

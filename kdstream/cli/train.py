@@ -9,11 +9,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdstream.atomic import advice, reason
 from kdstream.cli.frame import CommandParser, find_own_modules
 from kdstream.errors import UserError
 from kdstream.terminal import say_error
+
+if TYPE_CHECKING:
+    from kdstream.recipe import Recipe
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
@@ -25,9 +29,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     parser = CommandParser(
         prog="kdstream train", description="Distil a student. Without arguments: the quickstart on handwritten digits."
     )
-    parser.add_argument("recipe", nargs="?", default="quickstart", help="YAML file or the name of a built-in recipe")
+    parser.add_argument(
+        "recipe", nargs="?", default="quickstart", help="YAML file, or a built-in recipe's or table's name"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the output folder")
+    parser.add_argument("--only-teacher", action="store_true", help="train the recipe's teacher and stop there")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     chosen = parser.parse_intermixed_args(arguments)
     if "=" in chosen.recipe and not _is_file(chosen.recipe):
@@ -55,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = parse_arguments(arguments)
             # The command line is read: now what takes long to load.
             from kdstream.display.progress import Display
-            from kdstream.recipe import load_recipe
             from kdstream.training.accelerator import make_accelerator
             from kdstream.training.job import Job
 
-            recipe = load_recipe(chosen.recipe, chosen.overrides)
+            recipe, of_teacher = _wanted(chosen.recipe, chosen.overrides)
             accelerator = make_accelerator(chosen.cpu, recipe.precision)
             with Display(enabled=accelerator.is_main_process) as display:
-                Job(recipe, accelerator, display, chosen.fresh).run()
+                job = Job(recipe, accelerator, display, chosen.fresh)
+                job.run_teacher() if chosen.only_teacher or of_teacher else job.run()
             accelerator.end_training()
     except UserError as error:
         say_error(f"{place}: {error}")
@@ -86,6 +93,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_error("interrupted; the same command continues")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     return 0
+
+
+def _wanted(name: str, overrides: Sequence[str]) -> tuple[Recipe, bool]:
+    """The recipe of that name, or the one cell of a table that the overrides pick; whether its teacher is meant.
+
+    Raises:
+        UserError: see :func:`kdstream.recipe_file.load_recipe` and :func:`kdstream.training.tables.cells.pick`.
+    """
+    from kdstream.recipe_file import find_recipe, is_table, load_recipe, read_recipe
+
+    if not is_table(read_recipe(find_recipe(name))):
+        return load_recipe(name, overrides), False
+    from kdstream.training.tables.cells import pick
+    from kdstream.training.tables.table import load_table
+
+    cell, recipe = pick(load_table(name), overrides)
+    return recipe, cell.of_teacher
 
 
 def lost(error: RuntimeError) -> bool:

@@ -68,7 +68,7 @@ class Split(ABC):
         """About how many bytes all images have."""
 
     @abstractmethod
-    def subset(self, numbers: Sequence[int]) -> Split:
+    def subset(self, numbers: Sequence[int] | np.ndarray) -> Split:
         """The images with these numbers, in this order; small enough to be sent to another process."""
 
     @abstractmethod
@@ -165,7 +165,7 @@ class FileSplit(Split):
     def nbytes(self) -> int:
         return int(self.states[:, 0].sum())
 
-    def subset(self, numbers: Sequence[int]) -> FileSplit:
+    def subset(self, numbers: Sequence[int] | np.ndarray) -> FileSplit:
         names, keys = [self.names[i] for i in numbers], [self.keys[i] for i in numbers]
         refused = {place: self.refused[i] for place, i in enumerate(numbers) if i in self.refused}
         return FileSplit(self.root, names, keys, self.labels[numbers], self.states[numbers], refused)
@@ -202,7 +202,7 @@ class ArraySplit(Split):
     def nbytes(self) -> int:
         return int(self.images.nbytes)
 
-    def subset(self, numbers: Sequence[int]) -> ArraySplit:
+    def subset(self, numbers: Sequence[int] | np.ndarray) -> ArraySplit:
         return ArraySplit(self.images[numbers], [self.keys[i] for i in numbers], self.labels[numbers])
 
     def identity(self) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdstream.atomic import sync_folder, write_atomic
 from kdstream.convert.split import Item, Split
@@ -163,7 +162,7 @@ def _reason(error: Exception) -> str:
 class _TarWriter:
     """Members of a tar, without times, owners or anything else that changes from one run to the next."""
 
-    def __init__(self, file: io.BufferedWriter):
+    def __init__(self, file: IO[bytes]):
         self._file, self._digest, self._position = file, hashlib.sha256(), 0
 
     def _write(self, data: bytes) -> None:

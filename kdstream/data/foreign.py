@@ -97,7 +97,9 @@ def place_of(target: Path, text: str) -> _Place:
         if len(named) > 1:
             raise UserError(f"{text} holds several splits ({', '.join(named)}): name one, as in {text}/{named[0]}")
         known = target.name in SPLIT_NAMES
-        train = (target.parent / "train", None) if known and target.name != "train" else None
+        train: tuple[Path, str | None] | None = (
+            (target.parent / "train", None) if known and target.name != "train" else None
+        )
         return _Place(target, None, target.parent.name if known else target.name, tars, train)
     if tars := tars_of(target.parent, target.name):
         train = (target.parent, "train") if target.name != "train" else None
@@ -182,7 +184,7 @@ def _foreign_index(folder: Path, split: str | None, tars: list[Path]) -> _Foreig
         if found is not None:
             return found
     with memory.alone():
-        known = [made for name in names if (made := memory.known(name))]
+        known = [checksum for name in names if (checksum := memory.known(name))]
         if len(known) == len(names) and (found := _stored(places, names, known)):
             return found  # another process has made it meanwhile
         made = _scan_foreign(folder, tars, memory)

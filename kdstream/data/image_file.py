@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -187,7 +188,7 @@ def to_rgb(image: Image.Image, upright: bool = True, seen: list[str] | None = No
     if seen is not None:
         if tags is not None and tags.get(ORIENTATION, 1) in _TURNS:
             seen.append("orientation")
-        if any(";16" in str(tile) for tile in image.tile):
+        if any(";16" in str(tile) for tile in _tiles(image)):
             seen.append("depth")
     image.load()
     rgb = image
@@ -223,6 +224,11 @@ def orientation(exif: bytes) -> int:
     return found if found in _TURNS else 1
 
 
+def _tiles(image: Image.Image) -> list[Any]:
+    """What Pillow notes of a file's parts before it decodes them; an image that comes from no file has none."""
+    return getattr(image, "tile", [])
+
+
 def _several(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
@@ -232,7 +238,8 @@ def _several(image: Image.Image) -> bool:
 
 def _eight_bit_key(image: Image.Image, key: int | tuple[int, ...]) -> int | tuple[int, ...]:
     """The transparent grey or colour of a PNG in the levels that Pillow gives; before decoding."""
-    raw = str(image.tile[0][3]) if image.tile else ""
+    tiles = _tiles(image)
+    raw = str(tiles[0][3]) if tiles else ""
     if isinstance(key, tuple):
         return tuple(value >> 8 for value in key) if ";16" in raw else key
     return key * {"L;2": 85, "L;4": 17}.get(raw, 1)

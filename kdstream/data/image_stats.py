@@ -94,7 +94,7 @@ class ImageStats:
             second = sum(level * level * n for level, n in enumerate(row))
             means.append(first / (pixels * 255))
             stds.append(math.sqrt(pixels * second - first * first) / (pixels * 255))
-        return tuple(means), tuple(stds)  # type: ignore[return-value]
+        return tuple(means), tuple(stds)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, see :meth:`from_json`."""
@@ -112,4 +112,4 @@ class ImageStats:
         histogram = np.asarray(data["histogram"], np.int64).reshape(CHANNELS, LEVELS)
         smallest, largest = (tuple(data[name]) if data[name] else None for name in ("smallest", "largest"))
         adjusted = {str(name): int(count) for name, count in data.get("adjusted", {}).items()}
-        return cls(int(data["count"]), histogram, smallest, largest, adjusted)  # type: ignore[arg-type]
+        return cls(int(data["count"]), histogram, smallest, largest, adjusted)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class Index:
 
     def save(self, path: Path) -> None:
         """Write atomically."""
-        arrays = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+        arrays: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
         buffer = io.BytesIO()
         np.savez(buffer, version=np.asarray(INDEX_VERSION), **arrays)
         write_atomic(path, buffer.getvalue())
@@ -357,7 +357,7 @@ def _scan(path: Path, file: int, length: int) -> ScannedShard:
             continue
         if member.sparse:
             raise UserError(f"shard {path}: {quoted(member.name)} is a sparse member, write the tar without --sparse")
-        key, extension = split_name(member.name)  # type: ignore[misc]
+        key, extension = split_name(member.name)  # type: ignore[misc]  # None was left out above
         if not groups or groups[-1][0] != key or member.archive != archive:
             groups.append((key, []))
             extensions = set()

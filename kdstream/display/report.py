@@ -27,7 +27,8 @@ class RunRecord:
         metrics: rows of ``metrics.jsonl``: ``phase``, ``epoch``, ``lr``, ``loss``, ``loss/<term>``, ``val/top1``
             (percent), ...; a value may be missing or None.
         speed: rows of ``speed.jsonl``: ``images_per_s``, ``wait_share`` (0..1), ``seconds``.
-        result: ``top1``, ``top5`` (percent), ``params``, ``images_per_s``, ``seconds``, as far as they are known.
+        result: ``top1``, ``top5`` (percent), ``params``, ``images_per_s``, ``seconds``, as far as they are known;
+            ``published``: the accuracy as published (percent), where the weights are.
             ``baseline`` True marks the run that others are compared with; without a mark it is the first whose only
             loss term is ``ce``. ``qualities``: {JPEG quality: how often it was chosen}, -1 = the original.
             ``teacher``: {"entropy": [mean, std], "gt_probability": [mean, std]} of the teacher's answers to the images
@@ -51,6 +52,7 @@ def write_report(
     teacher: RunRecord | None = None,
     facts: Mapping[str, str] | None = None,
     recipe_text: str = "",
+    over_seeds: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of ``runs`` to ``path``: one HTML file that loads nothing from anywhere.
 
@@ -61,6 +63,7 @@ def write_report(
         teacher: their teacher, if there is one.
         facts: what else a reader needs to repeat the job: versions, machine, data set, command, seed.
         recipe_text: the recipe as YAML.
+        over_seeds: rows of a table of what runs of several seeds reach together; its columns are the keys.
 
     Returns:
         The path of the written file.
@@ -69,7 +72,7 @@ def write_report(
         DiskError: it cannot be written.
     """
     path = Path(path)
-    page = _page(title, list(runs), teacher, facts or {}, recipe_text)
+    page = _page(title, list(runs), teacher, facts or {}, recipe_text, over_seeds)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, page.encode("utf-8", "replace"))
@@ -77,7 +80,12 @@ def write_report(
 
 
 def _page(
-    title: str, runs: list[RunRecord], teacher: RunRecord | None, facts: Mapping[str, str], recipe_text: str
+    title: str,
+    runs: list[RunRecord],
+    teacher: RunRecord | None,
+    facts: Mapping[str, str],
+    recipe_text: str,
+    over_seeds: Sequence[Mapping[str, Any]],
 ) -> str:
     # Imported here: whoever only trains should not wait for it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -101,6 +109,7 @@ def _page(
         runs=_rows_of_table(runs, teacher, looks),
         columns=_columns(runs, teacher),
         looks=looks,
+        over_seeds=_over_seeds(over_seeds),
         curves=_shared_charts(runs, teacher, looks, draw),
         terms=_term_charts(runs, draw),
         terms_unfolded=len(runs) <= 6,
@@ -159,6 +168,7 @@ def _columns(runs: Sequence[RunRecord], teacher: RunRecord | None) -> list[_Colu
         for run, top1 in ((run, _top1(run)) for run in runs)
     ]
     columns = [_Column("top-1 %", _decimals([_top1(run) for run in runs], 2))]
+    columns.append(_Column("published %", _decimals([_number(run.result.get("published")) for run in runs], 2)))
     if any(d is not None for d in differences):
         signed = ["" if d is None else f"{d:+.2f}" if math.isfinite(d) else "–" for d in differences]
         columns.append(_Column(f"over {baseline.name}" if baseline else "", [s.replace("-", "−") for s in signed]))
@@ -230,6 +240,11 @@ def _answers(runs: Sequence[RunRecord]) -> list[_Answers]:
 def _mean_std(pair: Any) -> str:
     values = [_number(v) for v in pair] if isinstance(pair, Sequence) and not isinstance(pair, str) else [_number(pair)]
     return " ± ".join(f"{v:.4f}" for v in values if v is not None) or "–"
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[_Column]:
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return [_Column(name, format_column([row.get(name) for row in rows], percent="%" in name)) for name in names]
 
 
 # --- the curves

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdstream.errors import UserError
 from kdstream.jpeg import reference
+from kdstream.jpeg.reference import Subsampling
 from kdstream.jpeg.tables import quant_table
 
 __all__ = ["quant_table", "roundtrip"]
@@ -18,7 +19,7 @@ __all__ = ["quant_table", "roundtrip"]
 def roundtrip(
     images: Tensor,
     qualities: Sequence[int] | Tensor,
-    subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4",
+    subsampling: Subsampling = "4:4:4",
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto",
 ) -> Tensor:
     """Images after JPEG compression and decompression, for several qualities at once or for one of each image's own.

@@ -8,13 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdstream.errors import UserError
-from kdstream.jpeg.reference import check_images, check_qualities, check_subsampling
+from kdstream.jpeg.reference import Subsampling, check_images, check_qualities, check_subsampling
 
 _PIECE = 1 << 17
 """4:2:0: about how many pixels are worked on at once; with their coefficients they stay in a core's own cache."""
@@ -38,7 +37,7 @@ def available() -> bool:
 def roundtrip(
     images: Tensor,
     qualities: Sequence[int] | Tensor,
-    subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4",
+    subsampling: Subsampling = "4:4:4",
 ) -> Tensor:
     """Images after JPEG compression and decompression: as :func:`kdstream.jpeg.reference.roundtrip`, bit for bit.
 
@@ -74,7 +73,8 @@ def roundtrip(
     number, channels, height, width = images.shape
     kernel = _kernel()
     halved = subsampling == "4:2:0" and channels == 3
-    run, extra = kernel.roundtrip_full, ()
+    extra: tuple[int, ...] = ()
+    run = kernel.roundtrip_full
     if halved:
         many, band = _piece(height, width)
         run, extra = kernel.roundtrip_halved, (many, band)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from llvmlite import ir
@@ -169,7 +170,7 @@ def _on_addresses(count: int) -> Callable[[Callable[..., None]], Callable[..., N
         typed.__doc__ = emit.__doc__
         names = ["typing_context", *list(inspect.signature(emit).parameters)[1:]]
         # numba does not take "*given" for what it is.
-        typed.__signature__ = inspect.Signature(
+        typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # numba reads it where it is set
             [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         )
         return intrinsic(typed)
@@ -289,9 +290,9 @@ def _inverse_rows(e: Emitter, row: ir.Value) -> list[ir.Value]:
 def _store_samples(e: Emitter, pairs: Sequence[ir.Value], row: ir.Value, offset: int = 0) -> None:
     """What :func:`_inverse_rows` gives (values out of range are limited) as one row of a stage."""
     fours = [e.transpose8(e.pack16(pairs[i], pairs[i + 1])) for i in (0, 2)]
-    fours = [e.bits_xor(four, e.constant(_ALL_128)) for four in fours]
+    first, second = (e.bits_xor(four, e.constant(_ALL_128)) for four in fours)
     for i, picks in enumerate(((0, 4, 1, 5), (2, 6, 3, 7))):
-        e.store(e.shuffle32(*fours, picks), row, offset + i * V)
+        e.store(e.shuffle32(first, second, picks), row, offset + i * V)
 
 
 @_on_addresses(2)
@@ -378,11 +379,13 @@ def prefetch(e: Emitter, address: ir.Value) -> None:
     e.builder.call(function, [e.pointer(address, 0, I8), *flags])
 
 
-@intrinsic
-def at(typing_context, address):
-    """An address as a pointer, for ``numba.carray``."""
+def _pointer(typing_context, address):
 
     def generate(context, builder, signature, values):
         return builder.inttoptr(values[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+at: Any = intrinsic(_pointer)
+"""An address as a pointer, for ``numba.carray``: called with the address alone."""

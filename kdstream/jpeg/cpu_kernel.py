@@ -9,6 +9,7 @@ Importing this module compiles the kernel or reads it from numba's cache on disk
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -563,5 +564,5 @@ def _entries(version: int) -> tuple[Callable, Callable]:
     return _compiled(full, (*_COMMON, _INT, _INT)), _compiled(halved, (*_COMMON, _INT, _INT, _INT, _INT))
 
 
-_sources = b"".join(Path(module.__file__).read_bytes() for module in (cpu_blocks, jpeg_tables, vectors))
+_sources = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (cpu_blocks, jpeg_tables, vectors))
 roundtrip_full, roundtrip_halved = _entries(int.from_bytes(hashlib.sha256(_sources).digest()[:4], "little"))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kdstream.errors import UserError
-from kdstream.jpeg.reference import check_images, check_qualities, check_subsampling
+from kdstream.jpeg.reference import Subsampling, check_images, check_qualities, check_subsampling
 from kdstream.jpeg.tables import quant_table
 
 _WORKSPACE = 32 << 20
@@ -38,7 +37,7 @@ def available() -> bool:
 def roundtrip(
     images: Tensor,
     qualities: Sequence[int] | Tensor,
-    subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4",
+    subsampling: Subsampling = "4:4:4",
     blocks: int | None = None,
     warps: int | None = None,
 ) -> Tensor:
@@ -102,9 +101,7 @@ def roundtrip(
     return result
 
 
-def fastest(
-    images: Tensor, qualities: Sequence[int] | Tensor, subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4"
-) -> tuple[int, int]:
+def fastest(images: Tensor, qualities: Sequence[int] | Tensor, subsampling: Subsampling = "4:4:4") -> tuple[int, int]:
     """The pair (blocks, warps) with which :func:`roundtrip` is fastest on these images' GPU.
 
     Takes seconds for each pair that was never compiled before. Arguments and errors: as for :func:`roundtrip`.
@@ -147,7 +144,7 @@ def _launch(
         return (programs, -(-many // some)), some, shape
 
     half_across, half_down = -(-width // 16), -(-height // 16)
-    if kind == "halved":
+    if workspace is not None:  # "halved", and no other kind
         grid, some, shape = share(half_across, half_down)
         chroma_kernel[grid](
             images,

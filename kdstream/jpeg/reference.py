@@ -43,10 +43,14 @@ _MCU = 16
 """Rows and columns of the largest unit of blocks (4:2:0): bands of images start at its multiples."""
 
 
+Subsampling = Literal["4:4:4", "4:2:0"]
+"""Of the chroma planes: none, or halved both ways."""
+
+
 def roundtrip(
     images: Tensor,
     qualities: Sequence[int] | Tensor,
-    subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4",
+    subsampling: Subsampling = "4:4:4",
 ) -> Tensor:
     """Images after JPEG compression and decompression, for several qualities at once.
 

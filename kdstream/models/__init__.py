@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kdstream.errors import UserError
+from kdstream.notes import classifier_path_of, note
 from kdstream.registry import Registry, nearest
 
 if TYPE_CHECKING:
@@ -78,13 +79,14 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
         if name not in names:
             raise UserError(f"unknown model {name!r}: {_proposal(name, names)}")
         module, recorded = from_torchvision.build(name, num_classes, **kw)
-    module.spec = _plain(name, {"name": name, "num_classes": num_classes, **recorded})
+    note(module, spec=_plain(name, {"name": name, "num_classes": num_classes, **recorded}))
     if not hasattr(module, "classifier_path"):
         from kdstream.models.taps import find_classifier
 
-        module.classifier_path = find_classifier(module, num_classes)
+        note(module, classifier_path=find_classifier(module, num_classes))
     if not hasattr(module, "taps"):
-        module.taps = {"penultimate": f"{module.classifier_path}:input"} if module.classifier_path else {}
+        path = classifier_path_of(module)
+        note(module, taps={"penultimate": f"{path}:input"} if path else {})
     return module
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
+from kdstream.notes import architecture, classifier_path_of, spec_of, taps_of
 
 
 class Gate(nn.Module):
@@ -87,7 +88,7 @@ class Branched(nn.Module):
         networks = [build(num_classes=num_classes, **base) for _ in range(branches)]
         trunk = networks[0]
         self.answer = answer
-        self.base = trunk.spec
+        self.base = spec_of(trunk)
         self.inplace = getattr(trunk, "inplace", True)
         last = _last_stage(trunk)
         names = [name for name, _ in trunk.named_children()]
@@ -95,7 +96,8 @@ class Branched(nn.Module):
             name for name in names[names.index(last) :] if next(_state(trunk.get_submodule(name)), None) is not None
         ]
         width = _width(trunk, last)
-        taps, classifier = _moved(trunk.taps, names[names.index(last) :], self._own), trunk.classifier_path
+        taps = _moved(taps_of(trunk), names[names.index(last) :], self._own)
+        classifier = classifier_path_of(trunk)
         for name in self._own:
             copies = [network.get_submodule(name) for network in networks]
             setattr(trunk, name, PerBranch(copies, begins=name == last))
@@ -119,7 +121,7 @@ class Branched(nn.Module):
         with torch.device("meta"):
             network = build(**self.base)
         for name, layer in self.trunk.module.named_children():
-            setattr(network, name, layer.copies[0] if name in self._own else layer)
+            setattr(network, name, layer.copies[0] if isinstance(layer, PerBranch) else layer)
         return network
 
     def adopt(self, network: nn.Module, images: Tensor) -> None:
@@ -155,20 +157,20 @@ def _width(network: nn.Module, stage: str) -> int:
     width = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), None)
     if width is None:
         raise UserError(
-            f"{network.spec['name']} cannot be branched: its last stage ({stage}) has no convolution; take a ResNet or "
-            "WRN"
+            f"{architecture(network)} cannot be branched: its last stage ({stage}) has no convolution; take a ResNet "
+            "or WRN"
         )
     return width
 
 
 def _last_stage(network: nn.Module) -> str:
     """The direct layer that is the network's last stage."""
-    stages = {name: path for name, path in network.taps.items() if name.removeprefix("block").isdigit()}
+    stages = {name: path for name, path in taps_of(network).items() if name.removeprefix("block").isdigit()}
     children = dict(network.named_children())
     path = stages[max(stages, key=lambda name: int(name.removeprefix("block")))] if stages else None
     if path not in children or next(_state(network, recurse=False), None) is not None:
         raise UserError(
-            f"{network.spec['name']} cannot be branched: its stages (taps block1, block2, ...) are not direct "
+            f"{architecture(network)} cannot be branched: its stages (taps block1, block2, ...) are not direct "
             "layers of it; take a ResNet or WRN"
         )
     return path

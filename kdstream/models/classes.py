@@ -11,6 +11,7 @@ from torch import nn
 
 from kdstream.errors import UserError
 from kdstream.models import build, is_dotted
+from kdstream.notes import about_of, architecture, note, spec_of
 
 Choice = Literal["same"] | Sequence[int | str] | None
 """What a user says of a network's outputs: those of the data's classes, in this order, by number (from 0) or by name;
@@ -51,17 +52,18 @@ def fit_classes(
         UserError: other classes, another number of them, a choice that fits neither network nor data; a network whose
             outputs cannot be put in another order.
     """
-    theirs, count = network.about["classes"], network.spec["num_classes"]
+    about, count = about_of(network), spec_of(network)["num_classes"]
+    theirs = about["classes"]
     if theirs is not None and len(theirs) != count:
         theirs = None
-    numbers, note = choose_outputs(theirs, count, classes, choice, what, option, count_option, sure)
+    numbers, told = choose_outputs(theirs, count, classes, choice, what, option, count_option, sure)
     if numbers is not None and numbers != list(range(count)):
         _select(network, numbers, what)
     if numbers is not None:
-        network.about["classes"] = list(classes)
+        about["classes"] = list(classes)
         if hasattr(network, "classes"):
-            network.classes = network.about["classes"]
-    return note
+            note(network, classes=about["classes"])
+    return told
 
 
 def choose_outputs(
@@ -230,7 +232,7 @@ def _other_count(count: int, ours: Sequence[str], what: str, option: str, count_
 
 def _select(network: nn.Module, numbers: Sequence[int], what: str) -> None:
     """Keep these outputs, in this order: rows of the tensors whose length follows the number of classes."""
-    count = network.spec["num_classes"]
+    count: int = spec_of(network)["num_classes"]
     index = torch.tensor(numbers)
     for key in _class_tensors(network, count, what):
         path, _, leaf = key.rpartition(".")
@@ -240,8 +242,9 @@ def _select(network: nn.Module, numbers: Sequence[int], what: str) -> None:
         setattr(owner, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
         _resize(owner, count, len(numbers))
     _resize(network, count, len(numbers))
-    network.spec = {**network.spec, "num_classes": len(numbers)}
-    network.about["spec"] = network.spec
+    spec = {**spec_of(network), "num_classes": len(numbers)}
+    note(network, spec=spec)
+    about_of(network)["spec"] = spec
 
 
 def _resize(module: nn.Module, old: int, new: int) -> None:
@@ -257,13 +260,13 @@ def _class_tensors(network: nn.Module, count: int, what: str) -> list[str]:
         UserError: none, or one that follows the number of classes otherwise.
     """
     own = {key: list(value.shape) for key, value in network.state_dict().items()}
-    more = {key: list(value.shape) for key, value in _twin({**network.spec, "num_classes": count + 1}).items()}
+    more = {key: list(value.shape) for key, value in _twin({**spec_of(network), "num_classes": count + 1}).items()}
     changed = [key for key in own if key in more and own[key] != more[key]]
     fits = own.keys() <= more.keys() and all(more[key] == [count + 1, *own[key][1:]] for key in changed)
     if not changed or not fits or any(own[key][0] != count for key in changed):
         raise UserError(
             f"{what}: its outputs cannot be put in another order or be left out, since no layer of "
-            f"{network.spec['name']} has one row for each class; number the data's classes as it does"
+            f"{architecture(network)} has one row for each class; number the data's classes as it does"
         )
     return changed
 

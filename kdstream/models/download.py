@@ -58,6 +58,12 @@ class Patience:
 
 
 PATIENCE = Patience()
+
+
+class Unavailable(UserError):
+    """An address does not give what it is named for: nothing, or something else."""
+
+
 _PIECE = 1 << 20
 
 
@@ -74,8 +80,9 @@ def fetch(url: str, read: Callable[[Path, str], T], patience: Patience | None = 
         patience: default :data:`PATIENCE`.
 
     Raises:
-        UserError: another scheme, no such file, no connection, an answer that does not come or is not what it says;
-            and what ``read`` raises.
+        Unavailable: no such file, no connection, an answer that does not come, is not what it says, or is refused by
+            ``read``.
+        UserError: another scheme; a folder that cannot be written to; what ``read`` says of an earlier download.
     """
     path, shown, patience = cached(url), public(url), patience or PATIENCE
     try:
@@ -85,8 +92,11 @@ def fetch(url: str, read: Callable[[Path, str], T], patience: Patience | None = 
                 # Without a lock, each process has a file of its own.
                 part = path.with_name(f"{path.name}.{'' if locked else secrets.token_hex(4) + '.'}part")
                 try:
-                    _receive(url, part, patience)
-                    answer = read(part, shown)
+                    try:
+                        _receive(url, part, patience)
+                        answer = read(part, shown)
+                    except UserError as error:
+                        raise Unavailable(str(error)) from error
                     os.replace(part, path)
                 finally:
                     part.unlink(missing_ok=True)
@@ -305,15 +315,21 @@ def _check_name(url: str, path: Path, shown: str) -> None:
     promised = re.search(r"-([0-9a-f]{8,64})\.\w+$", parts.path)
     if promised is None or (promised[1].isdecimal() and parts.hostname != "download.pytorch.org"):
         return
+    found = sha256(path)
+    if not found.startswith(promised[1]):
+        raise UserError(
+            f"{shown} is not the file that its name says: its SHA-256 begins with {found[:8]}, not "
+            f"{promised[1][:8]}; if the name means something else, download it yourself and give the file"
+        )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file (hex)."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
-    if not digest.hexdigest().startswith(promised[1]):
-        raise UserError(
-            f"{shown} is not the file that its name says: its SHA-256 begins with {digest.hexdigest()[:8]}, not "
-            f"{promised[1][:8]}; if the name means something else, download it yourself and give the file"
-        )
+    return digest.hexdigest()
 
 
 # --- urllib, with nothing but http and https, and with an end to every wait
@@ -371,7 +387,7 @@ class _Web(urllib_request.HTTPHandler, urllib_request.HTTPSHandler):
     def _noting(self, kind: type[HTTPConnection]) -> Any:
         sockets = self._sockets
 
-        class Connection(kind):  # type: ignore[misc, valid-type]
+        class Connection(kind):  # type: ignore[misc, valid-type]  # a base that comes as a value
             def connect(self) -> None:
                 super().connect()
                 sockets.append(self.sock)

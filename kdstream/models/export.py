@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from kdstream.models import build
 from kdstream.models.bounded import build_within
 from kdstream.models.specs import check_spec, runs_code
 from kdstream.models.weights import check_place, load_state, read_safetensors
+from kdstream.notes import About, note
 from kdstream.terminal import shown
 
 FORMAT = 1
@@ -28,7 +29,7 @@ LARGEST_SIDE = 65535
 """Pixels: the largest of a JPEG file."""
 _LARGEST_JSON = 16 << 20
 _LARGEST_FLOAT = 3.4e38
-_ATTRIBUTES = ("classes", "mean", "std", "image_size")
+_ATTRIBUTES: tuple[Literal["classes", "mean", "std", "image_size"], ...] = ("classes", "mean", "std", "image_size")
 
 
 def save_student(
@@ -75,7 +76,7 @@ def save_student(
         "format": FORMAT,
         "spec": spec,
         "classes": None if classes is None else [str(name) for name in classes],
-        "mean": _floats(mean),
+        "mean": None if mean is None else _floats(mean),
         "std": None if std is None else [SMALLEST_STD if 0 <= s < SMALLEST_STD else s for s in _floats(std)],
         "image_size": _pixels(image_size),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -136,13 +137,14 @@ def read_export(path: str | PathLike[str], trusts: Callable[[Mapping[str, Any]],
     return describe(module, about).eval()
 
 
-def describe(module: nn.Module, about: Mapping[str, Any]) -> nn.Module:
+def describe(module: nn.Module, about: About) -> nn.Module:
     """Give a network the attribute ``about``, and from it ``classes``, ``mean``, ``std`` and ``image_size`` (None where
     it says nothing), save those that the network has for itself. Returns the network."""
-    module.about = {**dict.fromkeys(_ATTRIBUTES), **about}
+    known: About = {"classes": None, "mean": None, "std": None, "image_size": None, **about}
+    note(module, about=known)
     for name in _ATTRIBUTES:
         if not hasattr(module, name):
-            setattr(module, name, module.about[name])
+            setattr(module, name, known[name])
     return module
 
 
@@ -169,7 +171,7 @@ def _read(path: Path, most: int | None = None) -> bytes:
     return data
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> About:
     """The content of a ``student.json``, every field of it as :func:`save_student` writes it."""
     data = _read(path, _LARGEST_JSON)
     try:
@@ -235,8 +237,8 @@ def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= _LARGEST_FLOAT
 
 
-def _floats(values: Sequence[float] | Tensor | None) -> list[float] | None:
-    return None if values is None else [float(value) for value in values]
+def _floats(values: Sequence[float] | Tensor) -> list[float]:
+    return [float(value) for value in values]
 
 
 def _pixels(size: int | Sequence[int] | None) -> int | list[int] | None:

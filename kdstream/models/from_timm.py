@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
+from kdstream.notes import note
 from kdstream.registry import nearest
 
 PREFIX = "timm:"
@@ -56,10 +57,12 @@ def build(name: str, num_classes: int, pretrained: bool = False, **kw: Any) -> t
         raise UserError(f"model {name!r}: pretrained is true or false, not {pretrained!r}; a tag is part of the name")
     module = _create(timm, name, short, num_classes, pretrained, kw)
     if pretrained:
-        module.mean, module.std = (tuple(module.pretrained_cfg[key]) for key in ("mean", "std"))
+        mean, std = (tuple(_config(module)[key]) for key in ("mean", "std"))
+        note(module, mean=mean, std=std)
     with torch.device("meta"):  # shapes only
         twin = _create(timm, name, short, num_classes, False, kw)
-    module.classifier_path, module.taps = _describe(name, twin, num_classes)
+    path, taps = _describe(name, twin, num_classes)
+    note(module, classifier_path=path, taps=taps)
     return module, kw
 
 
@@ -110,7 +113,7 @@ def _create(
 
 def _describe(name: str, twin: nn.Module, num_classes: int) -> tuple[str | None, dict[str, str]]:
     """Path of the linear classifier and taps, from the shapes of one pass of a twin on the meta device."""
-    head = twin.default_cfg.get("classifier")  # two paths in networks with two heads
+    head = _config(twin).get("classifier")  # two paths in networks with two heads
     heads = {name for name, _ in twin.named_modules()} & {head} if isinstance(head, str) else set()
     listed = [entry for entry in _features(twin) if isinstance(entry.get("module"), str)]
     paths = [entry["module"] for entry in listed if _has(twin, entry["module"])]
@@ -128,16 +131,22 @@ def _describe(name: str, twin: nn.Module, num_classes: int) -> tuple[str | None,
             _is_tokens(shape, entry["num_chs"]) for shape, entry in zip(shapes, listed, strict=True)
         ):
             taps = {f"tokens.{number}": path for number, path in enumerate(paths, start=1)}
-            last = outputs.get("norm")
-            taps["tokens.last"] = "norm" if last and len(last) == 3 and last[2] == shapes[-1][2] else paths[-1]  # type: ignore[index]
+            last, before = outputs.get("norm"), shapes[-1]
+            follows = last and before and len(last) == 3 and last[2] == before[2]
+            taps["tokens.last"] = "norm" if follows else paths[-1]
     path = None
-    if heads:
-        layer = twin.get_submodule(head)  # type: ignore[arg-type]
+    if isinstance(head, str) and heads:
+        layer = twin.get_submodule(head)
         path = head if isinstance(layer, nn.Linear) else None
-        width = inputs.get(head)  # type: ignore[arg-type]
+        width = inputs.get(head)
         if width is not None and (len(width) == 2 or width[2:] == (1, 1)):
             taps["penultimate"] = f"{head}:input"
     return path, taps
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    """What timm says of a network: its classifier's path, and what its weights were trained on."""
+    return getattr(module, "pretrained_cfg", {})
 
 
 def _features(twin: nn.Module) -> list[dict[str, Any]]:
@@ -191,7 +200,7 @@ def _image_shape(twin: nn.Module) -> tuple[int, int, int]:
     size = getattr(getattr(twin, "patch_embed", None), "img_size", None)
     if isinstance(size, tuple) and len(size) == 2:
         return (3, *size)
-    return twin.default_cfg.get("input_size") or (3, 224, 224)
+    return _config(twin).get("input_size") or (3, 224, 224)
 
 
 def _is_map(shape: tuple[int, ...] | None, channels: int) -> bool:
@@ -212,15 +221,16 @@ def _map_taps(twin: nn.Module, listed: list[dict[str, Any]]) -> dict[str, str]:
         taps[f"block{number}"] = path
         pre = _pre_activation(twin, path)
         if pre is not None:
-            taps[f"block{number}.pre"] = f"{pre}:input"
+            taps[f"block{number}.pre"] = pre
     if _has(twin, "global_pool"):
         taps["map"] = "global_pool:input"
     return taps
 
 
 def _pre_activation(twin: nn.Module, path: str) -> str | None:
-    """Path of the activation that ends a stage of a ResNet or of MobileNetV1."""
-    from timm.models._efficientnet_blocks import DepthwiseSeparableConv
+    """What enters the activation that ends a stage of a ResNet or of MobileNetV1; the stage's own output, which no
+    activation follows, of MobileNetV2."""
+    from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
     from timm.models.resnet import BasicBlock, Bottleneck
 
     children = list(twin.get_submodule(path).named_children())
@@ -228,7 +238,9 @@ def _pre_activation(twin: nn.Module, path: str) -> str | None:
         return None
     last, block = children[-1]
     if isinstance(block, (BasicBlock, Bottleneck)):
-        return next(f"{path}.{last}.{name}" for name in _PRE_ACTIVATION if hasattr(block, name))
+        return next(f"{path}.{last}.{name}:input" for name in _PRE_ACTIVATION if hasattr(block, name))
     if isinstance(block, DepthwiseSeparableConv) and block.has_pw_act and not block.has_skip:
-        return f"{path}.{last}.bn2.act"
+        return f"{path}.{last}.bn2.act:input"
+    if isinstance(block, InvertedResidual):
+        return path
     return None

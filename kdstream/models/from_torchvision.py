@@ -9,6 +9,7 @@ from torchvision import models as torchvision_models
 
 from kdstream.errors import UserError
 from kdstream.models.taps import find_classifier
+from kdstream.notes import note
 from kdstream.registry import nearest
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -54,16 +55,13 @@ def build(name: str, num_classes: int, weights: Any = None, **kw: Any) -> tuple[
         if name in _WITH_AUXILIARY_HEADS:
             kw = {**kw, "transform_input": module.transform_input}  # the weights switch it on
         preset = arguments["weights"].transforms()
-        module.mean, module.std = tuple(preset.mean), tuple(preset.std)
+        note(module, mean=tuple(preset.mean), std=tuple(preset.std))
     if isinstance(module, torchvision_models.ResNet):
-        module.classifier_path = "fc"
-        module.taps = _resnet_taps(module)
+        note(module, classifier_path="fc", taps=_resnet_taps(module))
     elif isinstance(module, torchvision_models.MobileNetV2):
-        module.classifier_path = "classifier.1"
-        module.taps = _mobilenetv2_taps(module)
+        note(module, classifier_path="classifier.1", taps=_mobilenetv2_taps(module))
     elif isinstance(module, torchvision_models.VisionTransformer):
-        module.classifier_path = "heads.head"
-        module.taps = _transformer_taps(module)
+        note(module, classifier_path="heads.head", taps=_transformer_taps(module))
         module.num_prefix_tokens = 1
     return module, kw
 
@@ -77,6 +75,19 @@ def weights_classes(name: str, weights: Any) -> list[str]:
     return list(_weights(name, weights).meta["categories"])
 
 
+def weights_facts(name: str, weights: Any) -> dict[str, Any]:
+    """What torchvision says of its weights: ``address``, ``mean`` and ``std`` (by channel, for images in [0,1]), and
+    ``classes``, their names in the order of the outputs.
+
+    Raises:
+        UserError: unknown weights.
+    """
+    found = _weights(name, weights)
+    preset = found.transforms()
+    facts = {"address": found.url, "mean": tuple(preset.mean), "std": tuple(preset.std)}
+    return {**facts, "classes": list(found.meta["categories"])}
+
+
 def _weights(name: str, weights: Any) -> Any:
     enum = torchvision_models.get_model_weights(name)
     wanted = getattr(weights, "name", weights)
@@ -87,40 +98,40 @@ def _weights(name: str, weights: Any) -> Any:
 
 def _fit_classes(name: str, module: nn.Module, num_classes: int) -> None:
     path = find_classifier(module)
-    if path is None:
+    old = None if path is None else module.get_submodule(path)
+    if path is None or not isinstance(old, nn.Linear):
         raise UserError(f"model {name!r} has no linear classifier to replace: take it without weights")
-    old = module.get_submodule(path)
     if old.out_features != num_classes:
         parent, _, leaf = path.rpartition(".")
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
         setattr(module.get_submodule(parent), leaf, new)
 
 
-def _resnet_taps(module: nn.Module) -> dict[str, str]:
+def _resnet_taps(module: torchvision_models.ResNet) -> dict[str, str]:
     taps = {"stem": "relu"}
-    for stage in (1, 2, 3, 4):
-        last = len(module.get_submodule(f"layer{stage}")) - 1
+    for stage, blocks in enumerate((module.layer1, module.layer2, module.layer3, module.layer4), 1):
+        last = len(blocks) - 1
         taps[f"block{stage}"] = f"layer{stage}"
         # A block has one ReLU module for all its ReLUs; the last call is the one after the sum.
         taps[f"block{stage}.pre"] = f"layer{stage}.{last}.relu:input"
     return {**taps, "map": "avgpool:input", "penultimate": "fc:input"}
 
 
-def _mobilenetv2_taps(module: nn.Module) -> dict[str, str]:
-    """Blocks are the last maps at H/4, H/8, H/16, H/32; they are linear, hence no ``.pre``."""
+def _mobilenetv2_taps(module: torchvision_models.MobileNetV2) -> dict[str, str]:
+    """Blocks are the last maps at H/4, H/8, H/16, H/32; no ReLU follows these linear outputs: ``.pre`` is the same."""
     units = list(module.features)[1:-1]
     # A unit of stride 2 begins a new size; the first of them ends the stem's.
     begins = [number for number, unit in enumerate(units, start=1) if unit.stride == 2]
     ends = [number - 1 for number in [*begins[1:], len(units) + 1]]
     return {
         "stem": "features.0",
-        **{f"block{block}": f"features.{end}" for block, end in enumerate(ends, start=1)},
+        **{f"block{block}{pre}": f"features.{end}" for block, end in enumerate(ends, start=1) for pre in ("", ".pre")},
         "map": "features",
         "penultimate": "classifier.1:input",
     }
 
 
-def _transformer_taps(module: nn.Module) -> dict[str, str]:
+def _transformer_taps(module: torchvision_models.VisionTransformer) -> dict[str, str]:
     """Tokens [N,L,D] after each block, the class token first; ``tokens.last`` after the final norm."""
     blocks = [name for name, _ in module.encoder.layers.named_children()]
     tokens = {f"tokens.{number}": f"encoder.layers.{name}" for number, name in enumerate(blocks, start=1)}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
+from kdstream.notes import architecture, classifier_path_of, taps_of
 
 
 class Connector(nn.Module):
@@ -43,6 +44,11 @@ class Connector(nn.Module):
         return maps
 
 
+def _pair(size: Sequence[int]) -> tuple[int, int]:
+    height, width = size
+    return height, width
+
+
 class ReusedHead(nn.Module):
     """From a student's last feature map to logits through a teacher's linear layer: [N,channels,H,W] -> [N,C].
 
@@ -65,7 +71,7 @@ class ReusedHead(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        self.size = None if size is None else tuple(size)
+        self.size = None if size is None else _pair(size)
         self.connector = Connector(channels, width, kernels, mid_channels)
         self.classifier = nn.Linear(width, num_classes, bias=bias)
 
@@ -117,19 +123,20 @@ class JointNetwork(nn.Module):
             raise UserError(
                 f"a joint network cannot be built from backbone {backbone} and head {head}: {error}"
             ) from error
-        if network.classifier_path is None:
-            raise UserError(f"{network.spec['name']} has no linear classifier that another could replace")
-        network.set_submodule(network.classifier_path, nn.Identity())
+        own = classifier_path_of(network)
+        if own is None:
+            raise UserError(f"{architecture(network)} has no linear classifier that another could replace")
+        network.set_submodule(own, nn.Identity())
         self.backbone = Tapped(network, {"map": path if side == "output" else f"{path}:input"})
 
         self.inplace = getattr(network, "inplace", True)
         self.classifier_path = "head.classifier"
-        self.taps = {name: f"backbone.module.{place}" for name, place in network.taps.items()}
+        self.taps = {name: f"backbone.module.{place}" for name, place in taps_of(network).items()}
         self.taps |= {"connector": "head.connector", "penultimate": "head.classifier:input"}
 
     def start_from(self, student: nn.Module, classifier: nn.Linear) -> None:
         """Take over the weights of the plain student and, frozen, those of the teacher's classifier."""
-        own = f"{student.classifier_path}."
+        own = f"{classifier_path_of(student)}."
         state = {key: value for key, value in student.state_dict().items() if not key.startswith(own)}
         self.backbone.module.load_state_dict(state)
         self.head.classifier.load_state_dict(classifier.state_dict())

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
+from kdstream.notes import taps_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def cost(name: str, num_classes: int, size: int, **kw: Any) -> Cost:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            outputs = Tapped(module, module.taps)(images)
+            outputs = Tapped(module, taps_of(module))(images)
     except UserError:
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # whatever a foreign network says
@@ -62,5 +63,5 @@ def cost(name: str, num_classes: int, size: int, **kw: Any) -> Cost:
         name=name,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=counter.get_total_flops() // 2,
-        taps={tap: (path, list(outputs.features[tap].shape[1:])) for tap, path in module.taps.items()},
+        taps={tap: (path, list(outputs.features[tap].shape[1:])) for tap, path in taps_of(module).items()},
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kdstream.atomic import write_atomic
 from kdstream.batch import SMALLEST_STD
 from kdstream.errors import UserError
+from kdstream.notes import architecture
 
 TOLERANCE = 1e-3
 """Largest difference from torch's logits that is let pass, relative to the largest of them. Usual is below 1e-5."""
@@ -59,6 +60,9 @@ class Normalised(nn.Module):
         network: takes standardised images.
         mean, std: by channel, for images in [0,1]; a std below 1e-6 counts as 1e-6, as in training.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -109,7 +113,7 @@ def export_onnx(
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
         raise UserError(f"opset {opset}: torch and the installed onnx write opsets {_OLDEST_OPSET} to {newest}")
-    name = getattr(network, "spec", {}).get("name", type(network).__name__)
+    name = architecture(network)
     plain = copy.deepcopy(network).cpu().float().eval()
     unit = torch.rand(3, 3, *image_size, generator=torch.Generator().manual_seed(0))
     if normalization:

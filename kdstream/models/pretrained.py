@@ -10,13 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from kdstream.addresses import is_url, public
+from kdstream.addresses import is_published, is_url, public
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, from_timm, is_dotted
 from kdstream.models.classes import Choice, fit_classes
 from kdstream.models.download import cached
 from kdstream.models.export import describe, read_export
+from kdstream.models.published import facts, find, read_published
 from kdstream.models.weights import check_place, count_classes, load_state, read_weights, recognise
+from kdstream.notes import About, spec_of
 
 
 def load_teacher(
@@ -33,13 +35,15 @@ def load_teacher(
 
     It carries what :func:`kdstream.models.build` gives (``spec``, ``taps``, ``classifier_path``) and what
     :func:`kdstream.load_student` gives (``about``, and from it ``classes``, ``mean``, ``std``, ``image_size``; None
-    where nobody says). Classes, mean and deviation are an export's, or those of torchvision's and timm's own weights;
-    a file of weights says nothing of them.
+    where nobody says). Classes, mean and deviation are an export's, those of torchvision's and timm's own weights, or
+    those of published ones; a file of weights says nothing of them. Of published weights ``about["published"]`` holds
+    :func:`kdstream.models.published.facts`.
 
     Args:
         weights: a folder that kdstream exported, or the student.json in it; a file of weights, as
-            :func:`kdstream.models.weights.read_weights` takes; an http(s) address of one, downloaded once to
-            torch.hub's folder; None for torchvision's and timm's own weights, which ``options`` ask for.
+            :func:`kdstream.models.weights.read_weights` takes; an http(s) address of one, or the name of published
+            ones (``published:wrn_40_2@cifar100``, :mod:`kdstream.models.published`), downloaded once to torch.hub's
+            folder; None for torchvision's and timm's own weights, which ``options`` ask for.
         num_classes: C that the weights must be for; None = whatever they are for.
         model: the network, a name for ``build``; None = what an export says, or recognised by the shapes in a file.
         options: further arguments of ``build``: ``{"weights": "DEFAULT"}`` for torchvision's weights,
@@ -87,7 +91,9 @@ def load_for(
     network = _loaded(weights, None, model, options, trust_code, len(classes))
     what = f"the weights of {model}" if weights is None else fspath(weights)
     names = {"what": what, "option": option, "count_option": count_option}
-    return network, fit_classes(network, classes, choice, **names, sure=weights is not None)
+    # What torchvision calls the classes of published weights is its own choice, too.
+    sure = weights is not None and not is_published(weights)
+    return network, fit_classes(network, classes, choice, **names, sure=sure)
 
 
 def _loaded(
@@ -119,6 +125,8 @@ def load_network(
     """
     check_place(weights)
     options = dict(options or {})
+    if is_published(weights):
+        return _by_name(fspath(weights), num_classes, model, options)
     if _is_export(weights):
         return _exported(weights, num_classes, model, options, trust_code)
     source, state = public(fspath(weights)), read_weights(weights)
@@ -134,16 +142,19 @@ def load_network(
         raise UserError(f"{source} does not show for how many classes {name} is: give num_classes")
     network = build(name, classes, **options)
     load_state(network, state, source)
-    return describe(network, {"spec": network.spec})
+    return describe(network, {"spec": spec_of(network)})
 
 
 def check_weights(weights: str) -> None:
-    """That there is such a file or folder, or that it is an address which can be downloaded; nothing is read.
+    """That there is such a file or folder, that it is an address which can be downloaded, or a name of published
+    weights; nothing is read.
 
     Raises:
-        UserError: neither.
+        UserError: none of them.
     """
-    if is_url(weights):
+    if is_published(weights):
+        find(weights)
+    elif is_url(weights):
         cached(weights)
     elif not (weights and Path(weights).exists()):
         raise UserError(f"{weights!r}: no such file or folder")
@@ -152,7 +163,10 @@ def check_weights(weights: str) -> None:
 def brings_weights(model: str, options: Mapping[str, Any]) -> bool:
     """Whether ``build(model, ..., **options)`` gives a trained network: torchvision's or timm's weights, or, as far as
     one can tell, those of somebody's own factory."""
-    return bool(options.get(_switch(model))) or (is_dotted(model) and any(map(options.get, ("weights", "pretrained"))))
+    switch = _switch(model)
+    return bool(switch and options.get(switch)) or (
+        is_dotted(model) and any(map(options.get, ("weights", "pretrained")))
+    )
 
 
 def without_weights(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +195,26 @@ def _published(
     if num_classes not in (None, found):
         raise UserError(f"the weights of {model} are for {found} classes, the data has {num_classes}")
     network = build(model, found, **options)
-    standard = {} if is_dotted(model) else {"mean": list(network.mean), "std": list(network.std)}
-    return describe(network, {"spec": network.spec, "classes": names, **standard})
+    about: About = {"spec": spec_of(network), "classes": names}
+    if not is_dotted(model):
+        about["mean"], about["std"] = list(vars(network)["mean"]), list(vars(network)["std"])
+    return describe(network, about)
+
+
+def _by_name(weights: str, num_classes: int | None, model: str | None, options: dict[str, Any]) -> nn.Module:
+    """A network with published weights."""
+    wanted = find(weights)
+    name, count = wanted.network["name"], wanted.network["num_classes"]
+    if num_classes not in (None, count):
+        raise UserError(f"{weights} is for {count} classes, the data has {num_classes}")
+    if model not in (None, name):
+        raise UserError(f"{weights} is a {name}, not a {model}")
+    state = read_published(wanted)
+    network = build(**{**without_weights(name, options), **wanted.network})
+    load_state(network, state, weights)
+    about: About = {"spec": spec_of(network), "classes": wanted.classes, "published": facts(wanted)}
+    about["mean"], about["std"] = list(wanted.mean), list(wanted.std)
+    return describe(network, about)
 
 
 def _switch(model: str) -> str | None:
@@ -207,7 +239,7 @@ def _exported(
     network = read_export(
         weights, lambda spec: trust_code or {key: spec[key] for key in spec if key != "num_classes"} == named
     )
-    spec = network.spec
+    spec = spec_of(network)
     if num_classes not in (None, spec["num_classes"]):
         raise UserError(f"{weights} is for {spec['num_classes']} classes, the data has {num_classes}")
     if model not in (None, spec["name"]):

@@ -2,7 +2,8 @@
 
 A tap is a name (``stem``, ``block1``, ``block1.pre``, ``map`` for the one whose average the classifier reads,
 ``penultimate`` for what it reads, ...) for a module path: ``layer1.2`` is the
-output of that module, ``layer1.2.relu2:input`` its (first) input.
+output of that module, ``layer1.2.relu2:input`` its (first) input. ``block*`` and ``block.last`` stand for the blocks
+that a network has (:mod:`kdstream.tap_names`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from kdstream.batch import Outputs, logits_of
 from kdstream.errors import UserError
+from kdstream.notes import architecture, classifier_path_of, taps_of
+from kdstream.tap_names import spelled_out
 
 _INPUT = ":input"
 
@@ -38,7 +41,7 @@ class Tapped(nn.Module):
 
     Args:
         module: the network, images -> logits [N,C].
-        taps: names of ``module.taps``, or {any name: module path}.
+        taps: names of ``module.taps``, groups of them among these, or {any name: module path}.
 
     Raises:
         UserError: a tap or module path that the network does not have; the message lists or proposes the right ones.
@@ -70,10 +73,11 @@ class Tapped(nn.Module):
             UserError: the network has none.
         """
         found = hasattr(self.module, "classifier_path")  # None where the network has none, or several
-        path = self.module.classifier_path if found else find_classifier(self.module)
+        path = classifier_path_of(self.module) if found else find_classifier(self.module)
         if path is None:
-            raise UserError(f"{_name(self.module)} has no linear classifier")
-        return self.module.get_submodule(path)
+            raise UserError(f"{architecture(self.module)} has no linear classifier")
+        layer: Any = self.module.get_submodule(path)  # whatever the network itself calls so
+        return layer
 
     def forward(self, images: Tensor) -> Outputs:
         """Images [N,3,H,W] -> logits [N,C] and features {tap: [N,...]}."""
@@ -153,11 +157,14 @@ def _paths(module: nn.Module, taps: Iterable[str] | Mapping[str, str]) -> dict[s
     if isinstance(taps, Mapping):
         paths = dict(taps)
     else:
-        known: Mapping[str, str] = getattr(module, "taps", {})
+        known = taps_of(module)
         paths = {}
-        for name in [taps] if isinstance(taps, str) else taps:
+        asked = [taps] if isinstance(taps, str) else taps
+        for name in (tap for group in asked for tap in spelled_out(group, known)):
             if name not in known:
-                raise UserError(f"unknown tap {name!r}: taps of {_name(module)} are {', '.join(known) or 'none'}")
+                raise UserError(
+                    f"unknown tap {name!r}: taps of {architecture(module)} are {', '.join(known) or 'none'}"
+                )
             paths[name] = known[name]
     for name, path in paths.items():
         _check(module, name, path.removesuffix(_INPUT))
@@ -173,15 +180,11 @@ def _check(module: nn.Module, name: str, path: str) -> None:
         )
         top = ", ".join(child for child, _ in module.named_children()) or "none"
         proposal = f"did you mean {close[0]!r}?" if close else f"its top modules are {top}"
-        raise UserError(f"tap {name!r}: {_name(module)} has no module {path!r}; {proposal}") from None
+        raise UserError(f"tap {name!r}: {architecture(module)} has no module {path!r}; {proposal}") from None
 
 
 def _logits(answer: Any, module: nn.Module) -> Tensor:
     logits = logits_of(answer)
     if not isinstance(logits, Tensor):
-        raise UserError(f"{_name(module)} answers with {type(answer).__name__}, not with a tensor of logits")
+        raise UserError(f"{architecture(module)} answers with {type(answer).__name__}, not with a tensor of logits")
     return logits
-
-
-def _name(module: nn.Module) -> str:
-    return getattr(module, "spec", {}).get("name", type(module).__name__)

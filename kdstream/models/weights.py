@@ -19,6 +19,7 @@ from kdstream.addresses import is_url, public
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, from_timm
 from kdstream.models.download import fetch
+from kdstream.notes import architecture, classifier_path_of
 
 _WRAPPERS = ("model", "state_dict", "net", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel (and Tapped), torch.compile
@@ -56,11 +57,11 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     """
     check_place(path)
     if is_url(path):
-        return fetch(str(path), _read)
+        return fetch(str(path), read_file)
     path = Path(path)
     if (path / "student.safetensors").is_file():
         path = path / "student.safetensors"
-    return _read(path, str(path))
+    return read_file(path, str(path))
 
 
 def check_place(weights: object) -> None:
@@ -74,7 +75,7 @@ def check_place(weights: object) -> None:
         raise UserError(f"weights are the name of a folder, a file or an address, as text; this is of type {kind}")
 
 
-def _read(path: Path, source: str) -> dict[str, Tensor]:
+def read_file(path: Path, source: str) -> dict[str, Tensor]:
     """As :func:`read_weights`, from a local file; ``source`` is what messages call it."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would wait for ever
@@ -154,7 +155,7 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             *_count(unexpected, "unexpected"),
             *_count(shapes, "of another shape", shown=2),
         ]
-        name = getattr(module, "spec", {}).get("name", type(module).__name__)
+        name = architecture(module)
         likely = recognise(state)
         hint = f"; it looks like {likely}" if likely not in (None, name) else _together(state)
         raise UserError(f"{source} is for another architecture than {name}: {', '.join(differences)}{hint}")
@@ -199,7 +200,7 @@ def count_classes(state: Mapping[str, Tensor], name: str, **kw: Any) -> int | No
             module = build(name, 2, **kw)
     except NotImplementedError:
         return None
-    weight = _renamed(state, module.state_dict()).get(f"{module.classifier_path}.weight")
+    weight = _renamed(state, module.state_dict()).get(f"{classifier_path_of(module)}.weight")
     return None if weight is None or weight.ndim != 2 else len(weight)
 
 
@@ -307,7 +308,7 @@ def _together(state: Mapping[str, Tensor]) -> str:
 def _check_classes(
     module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], other: list[str], source: str
 ) -> None:
-    path = getattr(module, "classifier_path", None)
+    path = classifier_path_of(module)
     weight = f"{path}.weight"
     if weight not in other or not set(other) <= {weight, f"{path}.bias"}:
         return

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.regressor import ConvRegressor
 from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name
+from kdstream.objectives.common.tap_groups import need_one_a_tap
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -49,7 +50,8 @@ class ActivationBoundary(Term):
     both networks in eval mode in the phase; here the student trains as always.
 
     Args:
-        taps: the student's maps before their activation. Default blocks 1 to 3.
+        taps: the student's maps before their activation. Default ``block*.pre``: all blocks that both networks have
+            (RepDistiller; the outputs of MobileNetV2's linear bottlenecks stand for what precedes a ReLU).
         teacher_taps: the teacher's, in the same order; the same names by default.
         margin: m > 0.
         weights: w, one number >= 0 a tap; the default above doubles from tap to tap and ends in 1. A tap of weight 0
@@ -68,7 +70,7 @@ class ActivationBoundary(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1.pre", "block2.pre", "block3.pre"),
+        taps: Blocks = ("block*.pre",),
         teacher_taps: Taps | None = None,
         margin: Positive = 1.0,
         weights: Weights | None = None,
@@ -80,16 +82,19 @@ class ActivationBoundary(Term):
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("ab", taps, teacher_taps)
-        count = len(self.student_taps)
         self.margin = margin
         self.scale = scale
-        self.weights = [2.0 ** (i - count + 1) for i in range(count)] if weights is None else weights
-        if len(self.weights) != count:
-            raise UserError(f"ab: weights must be one a tap, got {len(self.weights)} for {count} taps")
+        self.weights: Sequence[float] = weights or ()  # without taps by name, known in setup
+        if weights is not None:
+            need_one_a_tap("ab", "weights", weights, self.student_taps)
         self.phase = Phase("ab.boundary", epochs, lr, tuple(milestones), gamma)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("ab", task)
+        count = len(self.student_taps)
+        if not self.weights:
+            self.weights = [2.0 ** (i - count + 1) for i in range(count)]
+        need_one_a_tap("ab", "weights", self.weights, self.student_taps)
         self.connector = nn.ModuleDict()
         for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True):
             pair = student.features[ours], teacher.features[theirs]
@@ -107,8 +112,8 @@ class ActivationBoundary(Term):
         mapped = self.connector[name](at_least_float32(student)) if name in self.connector else student
         return boundary_distance(mapped, teacher, self.margin)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return self.scale * sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return self.scale * total(
             weight * self.boundary(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True)
             if weight > 0

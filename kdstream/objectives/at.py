@@ -7,8 +7,10 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_maps, need_positions, need_teacher, tap_pairs
+from kdstream.objectives.common.features import same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -36,11 +38,7 @@ def attention_distance(student: Tensor, teacher: Tensor, p: int) -> Tensor:
     Returns:
         A scalar in 0..4/(H*W), float32 for half-precision maps.
     """
-    student, teacher = at_least_float32(student), at_least_float32(teacher)
-    size = [min(ours, theirs) for ours, theirs in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    student, teacher = (
-        maps if list(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher)
-    )
+    student, teacher = same_size(at_least_float32(student), at_least_float32(teacher))
     return F.mse_loss(attention(student, p), attention(teacher, p))
 
 
@@ -57,7 +55,8 @@ class AttentionTransfer(Term):
 
     Args:
         p: power, a whole number >= 1. Default 2, as in the sources above.
-        taps: the student's feature maps. Default blocks 1 to 3 (Sarfraz et al., Table I).
+        taps: the student's feature maps. Default ``block*``: all blocks that both networks have (blocks 1 to 3 of
+            CIFAR ResNets and WRNs, as in Sarfraz et al., Table I; RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
@@ -68,7 +67,7 @@ class AttentionTransfer(Term):
     def __init__(
         self,
         p: Count = 2,
-        taps: Taps = ("block1", "block2", "block3"),
+        taps: Taps = ("block*",),
         teacher_taps: Taps | None = None,
     ):
         super().__init__()
@@ -82,8 +81,8 @@ class AttentionTransfer(Term):
             need_maps("at", ours, theirs, *pair)
             need_positions("at", ours, theirs, *pair)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             attention_distance(student.features[ours], teacher.features[theirs], self.p)
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.attack import ask_student, channel_scale, pixel_range
-from kdstream.objectives.common.checks import need_same_classes
+from kdstream.objectives.common.checks import need_same_classes, teacher_network
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.processes import join_samples, process_rank
 from kdstream.objectives.common.settings import Count, Positive, PositiveFraction
@@ -150,6 +150,10 @@ class BoundarySupportingSamples(Term):
         UserError: a setting out of range; no teacher, or one of another number of classes; a single class.
     """
 
+    low: Tensor
+    high: Tensor
+    reach: Tensor
+
     def __init__(
         self,
         temperature: Positive = 4.0,
@@ -193,9 +197,9 @@ class BoundarySupportingSamples(Term):
         low, high = self.low, self.high
         if self.max_eps is not None:
             low, high = torch.maximum(low, images - self.reach), torch.minimum(high, images + self.reach)
-        return boundary_attack(self.task.teacher, images, draws, self.steps, self.rate, low, high)
+        return boundary_attack(teacher_network("bss", self.task), images, draws, self.steps, self.rate, low, high)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         nothing = at_least_float32(student.logits).sum() * 0
         if not self.share:
             return nothing

@@ -50,7 +50,7 @@ class CorrelationCongruence(Term):
     def _embedding(self, probe: Tensor) -> nn.Module:
         return nn.Sequential(OrderedDict(linear=nn.Linear(probe[0].numel(), self.feat_dim)))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours = self.embed_s(vectors(student.features[self.student_taps[0]]))
         theirs = self.embed_t(vectors(teacher.features[self.teacher_taps[0]]))
         error = (at_least_float32(ours) - at_least_float32(theirs)).abs()

@@ -49,8 +49,9 @@ class CorrelationMatching(Term):
         beta: the larger weight, >= 0; default 4 (section VI-A).
         gamma: the smaller weight, >= 0; default 1 (section VI-A).
         temperature: T > 0. Default 4, as there on CIFAR-100; 1 on ImageNet.
-        strength: of the soft ranks, > 0. None is published; default 1.0, that of the package torchsort, with which
-            the Spearman part all but vanishes: see :class:`~kdstream.objectives.spearman.Spearman`.
+        strength: of the soft ranks of the probabilities, > 0. None is published; default 1/C^2, with which the
+            Spearman part's gradient is about that of Pearson's; with 1.0, the package torchsort's default, it
+            vanishes: see :class:`~kdstream.objectives.spearman.Spearman`.
         entropy_of: "raw" = H of softmax(v), as eq. (14) is printed; "softened" = H of p^T, standardised and by T.
         zscore: standardise the logits of each row first; false is the ablation in Table VI there.
 
@@ -64,7 +65,7 @@ class CorrelationMatching(Term):
         beta: NotNegative = 4.0,
         gamma: NotNegative = 1.0,
         temperature: Positive = 4.0,
-        strength: Positive = 1.0,
+        strength: Positive | None = None,
         entropy_of: Literal["raw", "softened"] = "raw",
         zscore: Switch = True,
     ):
@@ -97,7 +98,7 @@ class CorrelationMatching(Term):
         beta, gamma = entropies.new_tensor(self.beta), entropies.new_tensor(self.gamma)
         return torch.where(unsure, beta, gamma), torch.where(unsure, gamma, beta)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pearson, spearman = self.parts(student.logits, teacher.logits)
         on_pearson, on_spearman = self.weights(self.entropies(teacher.logits))
         return (on_pearson * pearson + on_spearman * spearman).mean()

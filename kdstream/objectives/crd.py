@@ -17,6 +17,7 @@ from kdstream.objectives.common.features import tap_pair
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.processes import join_samples, sum_over_processes
 from kdstream.objectives.common.settings import Count, Fraction, OneTap, Positive, real, whole
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 _DENSE = 16
@@ -112,6 +113,11 @@ class CRD(Term):
     keeps = "an embedding of each sample"
     replicated = ("memory_v1", "memory_v2", "Z_v1", "Z_v2", "draw")
 
+    memory_v1: Tensor
+    memory_v2: Tensor
+    Z_v1: Tensor
+    Z_v2: Tensor
+
     def __init__(
         self,
         feat_dim: Annotated[int, whole(2)] = 128,
@@ -150,8 +156,8 @@ class CRD(Term):
         """Rows of the banks to compare each sample with: int64 [N,1+K], the positive first."""
         return self.draw(batch.index, batch.rng_key)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(self.sides(student, teacher, batch))
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(self.sides(student, teacher, batch))
 
     def sides(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two summands, of the student's and of the teacher's anchor; a step of the banks, too."""
@@ -183,9 +189,9 @@ class CRD(Term):
         """Set Z from the global batch, where it is not known yet. (A branch would wait for the device.)"""
         sums = torch.stack([values.mean(dim=1).sum() for values in exponentials])
         count = sums.new_full((1,), len(exponentials[0]))
-        *sums, count = sum_over_processes(torch.cat([sums, count])).unbind()
-        for z, total in zip((self.Z_v1, self.Z_v2), sums, strict=True):
-            z.copy_(torch.where(z > 0, z, total / count * len(self.memory_v1)))
+        *totals, samples = sum_over_processes(torch.cat([sums, count])).unbind()
+        for z, summed in zip((self.Z_v1, self.Z_v2), totals, strict=True):
+            z.copy_(torch.where(z > 0, z, summed / samples * len(self.memory_v1)))
 
     def _value(
         self, exponentials: Tensor, positive: Tensor, z: Tensor, bank: Tensor, chosen: Tensor

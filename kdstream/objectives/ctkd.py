@@ -27,7 +27,7 @@ class ReversedGradient(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.strength * gradient, None
 
 
@@ -107,5 +107,5 @@ class CurriculumTemperature(Term):
         """tau, [1], with the reversed gradient to theta."""
         return self.t_start + self.t_range * ReversedGradient.apply(self.global_T, self.strength).sigmoid()
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return tempered_kd(student.logits, teacher.logits, self.temperature().squeeze())

@@ -76,6 +76,6 @@ class DIST(Term):
             cure = ", or set gamma: 0" if self.beta and task.student_outputs.logits.shape[-1] > 2 else ""
             need_samples("dist", task, 3, "the correlation over samples (gamma)", cure)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         inter, intra = correlation_distances(student.logits, teacher.logits, self.tau, self.eps)
         return self.beta * inter + self.gamma * intra

@@ -97,6 +97,6 @@ class DecoupledKD(Term):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         self.factor = min((epoch + 1) / max(self.warmup, 1), 1.0)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         tckd, nckd = decoupled(student.logits, teacher.logits, batch.label, self.temperature)
         return self.factor * self.alpha * tckd + self.factor * self.beta * nckd

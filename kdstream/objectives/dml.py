@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs, logits_of
 from kdstream.errors import UserError
+from kdstream.notes import spec_of
 from kdstream.objectives.common.checks import is_composed, need_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, NotNegative, Positive, checked
+from kdstream.objectives.common.total import total
 from kdstream.objectives.kd import softened_kl
 from kdstream.objectives.term import Task, Term
 
@@ -31,7 +33,7 @@ def mutual_kl(logits: Sequence[Tensor], temperature: float) -> list[Tensor]:
         K scalars >= 0 in nats, without the factor T^2.
     """
     return [
-        sum(softened_kl(own, other.detach(), temperature) for j, other in enumerate(logits) if j != i)
+        total(softened_kl(own, other.detach(), temperature) for j, other in enumerate(logits) if j != i)
         / (len(logits) - 1)
         for i, own in enumerate(logits)
     ]
@@ -84,7 +86,7 @@ class DeepMutualLearning(Term):
     def setup(self, task: Task) -> None:
         need_classes("dml", task, 2, "an answer to learn from")
         specs = [{"num_classes": task.num_classes, **spec} for spec in self.builds]
-        own = task.student.module.spec
+        own = spec_of(task.student.module)
         if self.copies and is_composed(own):
             raise UserError(
                 "dml: there can be no copies of a student that another term (one, simkd, ijckd) has changed; name the "
@@ -98,9 +100,9 @@ class DeepMutualLearning(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits = [student.logits, *(logits_of(peer(batch.image)) for peer in self.cohort)]
-        loss = self.temperature**2 * sum(mutual_kl(logits, self.temperature))
+        loss = self.temperature**2 * total(mutual_kl(logits, self.temperature))
         if self.labels:
-            loss = loss + self.labels * sum(F.cross_entropy(at_least_float32(z), batch.target) for z in logits)
+            loss = loss + self.labels * total(F.cross_entropy(at_least_float32(z), batch.target) for z in logits)
         return loss
 
 

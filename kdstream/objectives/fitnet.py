@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.regressor import ConvRegressor
 from kdstream.objectives.common.settings import Blocks, Count, Milestones, Positive, Taps, Weights, module_name, whole
+from kdstream.objectives.common.tap_groups import need_one_a_tap
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -58,10 +59,9 @@ class FitNet(Term):
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("fitnet", taps, teacher_taps)
-        count = len(self.student_taps)
-        self.weights = (1.0,) * count if weights is None else weights
-        if len(self.weights) != count:
-            raise UserError(f"fitnet: weights must be one a tap, got {len(self.weights)} for {count} taps")
+        self.weights: Sequence[float] = weights or ()  # without taps by name, known in setup
+        if weights is not None:
+            need_one_a_tap("fitnet", "weights", weights, self.student_taps)
         self.stages = stages
         self.epochs = epochs
         self.lr = lr
@@ -71,6 +71,9 @@ class FitNet(Term):
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("fitnet", task)
+        if not self.weights:
+            self.weights = (1.0,) * len(self.student_taps)
+        need_one_a_tap("fitnet", "weights", self.weights, self.student_taps)
         self.connector = nn.ModuleDict()
         for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True):
             need_maps("fitnet", ours, theirs, student.features[ours], teacher.features[theirs])
@@ -87,10 +90,10 @@ class FitNet(Term):
         predicted = self.connector[module_name(tap)](at_least_float32(student))
         return F.mse_loss(at_least_float32(predicted), at_least_float32(teacher))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         # A tap of weight 0 must not be multiplied by 0: its layers would still be reached, and weight decay would
         # shrink them although nothing trains them.
-        return sum(
+        return total(
             weight * self.hint_distance(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.weights, strict=True)
             if weight > 0

@@ -15,6 +15,8 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, Milestones, Positive, Taps, Weights
+from kdstream.objectives.common.tap_groups import has_groups
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Phase, Task, Term
 
 
@@ -35,9 +37,11 @@ class FlowOfSolution(Term):
     MobileNetV2 and ShuffleNets), no milestones.
 
     Args:
-        taps: the student's feature maps, at least two, from shallow to deep. Default stem and blocks 1 to 3.
+        taps: the student's feature maps, at least two, from shallow to deep. Default: the stem and
+            all blocks that both networks have.
         teacher_taps: the teacher's, in the same order; the same names by default. Channels must agree.
-        weights: W, one number >= 0 a pair of consecutive taps. A matrix of weight 0 is left out.
+        weights: W, one number >= 0 a pair of consecutive taps; by default (1, 3, 1) for three, 1 each for another
+            number. A matrix of weight 0 is left out.
         form: ``repdistiller`` or ``paper``.
         epochs: length of the phase.
         lr: its learning rate, > 0.
@@ -52,9 +56,9 @@ class FlowOfSolution(Term):
 
     def __init__(
         self,
-        taps: Taps = ("stem", "block1", "block2", "block3"),
+        taps: Taps = ("stem", "block*"),
         teacher_taps: Taps | None = None,
-        weights: Weights = (1, 3, 1),
+        weights: Weights | None = None,
         form: Literal["repdistiller", "paper"] = "repdistiller",
         epochs: Count = 100,
         lr: Positive = 0.001,
@@ -63,19 +67,27 @@ class FlowOfSolution(Term):
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("fsp", taps, teacher_taps)
-        if len(self.student_taps) < 2:
-            raise UserError(f"fsp: a flow matrix needs two taps, got {self.student_taps[0]} alone; name more in taps")
+        self.weights: Sequence[float] = weights or ()  # without taps by name, known in setup
+        self._check_counts()
+        self.form = form
+        self.phase = Phase("fsp.flow", epochs, lr, tuple(milestones), gamma)
+
+    def _check_counts(self) -> None:
+        if has_groups(self.student_taps):
+            return
         count = len(self.student_taps) - 1
-        self.weights = weights
+        if count < 1:
+            raise UserError(f"fsp: a flow matrix needs two taps, got {self.student_taps[0]} alone; name more in taps")
+        if not self.weights:
+            self.weights = (1.0, 3.0, 1.0) if count == 3 else (1.0,) * count
         if len(self.weights) != count:
             raise UserError(
                 f"fsp: weights must be one a pair of consecutive taps, got {len(self.weights)} for {count} pairs"
             )
-        self.form = form
-        self.phase = Phase("fsp.flow", epochs, lr, tuple(milestones), gamma)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("fsp", task)
+        self._check_counts()
         for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True):
             need_maps("fsp", ours, theirs, student.features[ours], teacher.features[theirs])
             shapes = [list(maps.shape[1:]) for maps in (student.features[ours], teacher.features[theirs])]
@@ -108,6 +120,6 @@ class FlowOfSolution(Term):
             return [square.mean() for square in squares]
         return [square.sum(dim=(1, 2)).mean() for square in squares]
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         parts = self.parts(student, teacher)
-        return sum(weight * part for weight, part in zip(self.weights, parts, strict=True) if weight > 0)
+        return total(weight * part for weight, part in zip(self.weights, parts, strict=True) if weight > 0)

@@ -94,7 +94,7 @@ class FactorTransfer(Term):
         p2: whole power >= 1 of the difference. Default 1.
         form: ``repdistiller`` or ``paper``.
         leaky_slope: of every LeakyReLU, >= 0. Default 0.1.
-        tap: the student's feature map. Default ``block3`` (RepDistiller).
+        tap: the student's feature map. Default ``block.last``, the last block (RepDistiller).
         teacher_tap: the teacher's; the same name by default.
         epochs: length of the phase.
         lr: its learning rate, > 0.
@@ -113,7 +113,7 @@ class FactorTransfer(Term):
         p2: Count = 1,
         form: Literal["repdistiller", "paper"] = "repdistiller",
         leaky_slope: NotNegative = 0.1,
-        tap: Tap = "block3",
+        tap: Tap = "block.last",
         teacher_tap: Tap | None = None,
         epochs: Count = 30,
         lr: Positive = 0.01,
@@ -147,7 +147,7 @@ class FactorTransfer(Term):
     def phases(self) -> Sequence[Phase]:
         return (self.phase,)
 
-    def reconstruction(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def reconstruction(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The phase's loss: mean squared error of the paraphraser's output against the teacher's map."""
         maps = at_least_float32(teacher.features[self.teacher_taps[0]])
         decoded = self.paraphraser.decoder(self.paraphraser.encoder(maps))
@@ -157,7 +157,7 @@ class FactorTransfer(Term):
         """Q-hat of the term's form: [N,F,H,W] -> [N,D], rows of L2 norm 1 (a row of zeros stays zero)."""
         return attention(factor, self.p1) if self.form == "repdistiller" else F.normalize(factor.flatten(1), dim=1)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         with torch.no_grad():
             theirs = self.paraphraser.encoder(at_least_float32(teacher.features[self.teacher_taps[0]]))
         ours = self.translator(at_least_float32(student.features[self.student_taps[0]]))

@@ -54,7 +54,7 @@ class IJCKD(JointTerm):
         super().__init__("ijckd", connector, mid_channels, taps, teacher_taps, compares_maps=beta > 0)
         self.alpha_ce, self.alpha, self.beta = alpha_ce, alpha, beta
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         loss = self.alpha_ce * F.cross_entropy(at_least_float32(student.logits), batch.target)
         loss = loss + self.alpha * logit_distance(student.logits, teacher.logits)
         if self.beta:

@@ -14,6 +14,7 @@ from kdstream.objectives.common.checks import need_samples, need_teacher, need_w
 from kdstream.objectives.common.features import tap_pair
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import NotNegative, OneTap, real
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 _TINY = 1e-12
@@ -119,9 +120,9 @@ class ITRD(Term):
         self.same_width = ours == theirs
         self.embed = nn.ModuleDict({"linear": nn.Linear(ours, theirs)})
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         parts = ((self.beta_corr, self.correlation), (self.beta_mi, self.mutual_information))
-        return sum(weight * part(student, teacher) for weight, part in parts if weight)
+        return total(weight * part(student, teacher) for weight, part in parts if weight)
 
     def correlation(self, student: Outputs, teacher: Outputs) -> Tensor:
         """L_corr, unweighted."""

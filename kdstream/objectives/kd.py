@@ -44,5 +44,5 @@ class KnowledgeDistillation(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("kd", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return self.temperature**2 * softened_kl(student.logits, teacher.logits, self.temperature)

@@ -64,6 +64,8 @@ class NormAndDirection(Term):
     student_taps = ("penultimate",)
     teacher_taps = ("penultimate",)
 
+    class_sums: Tensor
+
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("kdpp", task)
         ours, theirs = student.features["penultimate"], teacher.features["penultimate"]
@@ -82,7 +84,7 @@ class NormAndDirection(Term):
         return (Phase("kdpp.class_means", epochs=1, lr=0.0, loss="add_features", trains="nothing"),)
 
     @torch.no_grad()
-    def add_features(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def add_features(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Add the batch's teacher features to the sums of their classes, on every process those of all; returns 0."""
         features = teacher.features["penultimate"].to(self.class_sums.dtype)
         added = torch.zeros_like(self.class_sums).index_add_(0, batch.label, features)
@@ -99,7 +101,7 @@ class NormAndDirection(Term):
         self.embedding[0].train(self.training and len(features) > 1)
         return self.embedding(at_least_float32(features))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours = self.embedded(student.features["penultimate"])
         theirs = teacher.features["penultimate"]
         return norm_and_direction(ours, theirs, self.class_sums[batch.label]).mean()

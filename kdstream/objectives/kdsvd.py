@@ -15,6 +15,8 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Count, Positive, Taps
+from kdstream.objectives.common.tap_groups import has_groups
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -89,7 +91,8 @@ class SingularValueTransfer(Term):
     the solver happens to give.
 
     Args:
-        taps: the student's feature maps, at least two. Default blocks 1 to 3 (RepDistiller).
+        taps: the student's feature maps, at least two. Default ``block*``: all blocks that both networks have
+            (RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default. Channels must agree.
         k: number of singular vectors, a whole number >= 1. Default 1.
         gamma: > 0. Default 8.
@@ -101,19 +104,23 @@ class SingularValueTransfer(Term):
 
     def __init__(
         self,
-        taps: Taps = ("block1", "block2", "block3"),
+        taps: Taps = ("block*",),
         teacher_taps: Taps | None = None,
         k: Count = 1,
         gamma: Positive = 8.0,
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("kdsvd", taps, teacher_taps)
-        if len(self.student_taps) < 2:
-            raise UserError(f"kdsvd: compares consecutive taps, got {self.student_taps[0]} alone; name more in taps")
+        self._need_two()
         self.k = k
         self.gamma = gamma
 
+    def _need_two(self) -> None:
+        if len(self.student_taps) < 2 and not has_groups(self.student_taps):
+            raise UserError(f"kdsvd: compares consecutive taps, got {self.student_taps[0]} alone; name more in taps")
+
     def setup(self, task: Task) -> None:
+        self._need_two()
         student, teacher = task.student_outputs, need_teacher("kdsvd", task)
         for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True):
             pair = student.features[ours], teacher.features[theirs]
@@ -160,5 +167,5 @@ class SingularValueTransfer(Term):
             for (s_low, t_low), (s_high, t_high) in pairwise(taps)
         ]
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(self.parts(student, teacher))
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(self.parts(student, teacher))

@@ -51,5 +51,5 @@ class LogitMatching(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("logit_mse", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return logit_distance(student.logits, teacher.logits, self.classes)

@@ -13,7 +13,7 @@ from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.common.settings import NotNegative, checked
 from kdstream.objectives.presets import expanded
-from kdstream.objectives.term import Phase, Task, Term
+from kdstream.objectives.term import Build, Phase, Task, Term
 from kdstream.registry import Registry, nearest
 
 OBJECTIVES = Registry(
@@ -135,9 +135,7 @@ class Loss(Sequence[WeightedTerm]):
         """The phases before the main one, in order, each with the summand whose it is."""
         return [(summand, phase) for summand in self._summands for phase in summand.term.phases()]
 
-    def adapt(
-        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
-    ) -> nn.Module:
+    def adapt(self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Build) -> nn.Module:
         """The student after the surgery of every term, see :meth:`Term.adapt`."""
         for term in self.terms:
             student = term.adapt(student, teacher, image, build)

@@ -56,7 +56,7 @@ class NormalisedKD(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("nkd", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         target = target_part(student.logits, teacher.logits, batch.label)
         others = nontarget_cross_entropy(student.logits, teacher.logits, batch.label, self.temperature)
         return target + self.gamma * self.temperature**2 * others

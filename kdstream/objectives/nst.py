@@ -10,6 +10,7 @@ from kdstream.objectives.common.checks import need_maps, need_positions, need_te
 from kdstream.objectives.common.features import product, same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -37,7 +38,7 @@ def selectivity_distance(student: Tensor, teacher: Tensor) -> Tensor:
         difference = product(ours.mT, ours) / c - product(theirs.mT, theirs) / c_t
         return difference.square().sum(dim=(1, 2)).mean()
     within, between = [product(side, side.mT) for side in (ours, theirs)], product(ours, theirs.mT)
-    return sum(side.square().mean() for side in within) - 2 * between.square().mean()
+    return total(side.square().mean() for side in within) - 2 * between.square().mean()
 
 
 class NeuronSelectivity(Term):
@@ -53,7 +54,7 @@ class NeuronSelectivity(Term):
     teacher-teacher term, as in RepDistiller, whose outer weight is 50.
 
     Args:
-        taps: the student's feature maps. Default blocks 1 to 3 (RepDistiller).
+        taps: the student's feature maps. Default ``block*``: all blocks that both networks have (RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
@@ -61,7 +62,7 @@ class NeuronSelectivity(Term):
             position.
     """
 
-    def __init__(self, taps: Taps = ("block1", "block2", "block3"), teacher_taps: Taps | None = None):
+    def __init__(self, taps: Taps = ("block*",), teacher_taps: Taps | None = None):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("nst", taps, teacher_taps)
 
@@ -72,8 +73,8 @@ class NeuronSelectivity(Term):
             need_maps("nst", ours, theirs, *pair)
             need_positions("nst", ours, theirs, *pair)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             selectivity_distance(student.features[ours], teacher.features[theirs])
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.exact import exact
 from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
+from kdstream.objectives.common.features import pooled
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Probability, Taps, Weights, module_name
+from kdstream.objectives.common.tap_groups import need_one_a_tap
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -52,7 +56,7 @@ def partial_l2(student: Tensor, teacher: Tensor, margins: Tensor) -> Tensor:
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if student.shape[2:] != teacher.shape[2:]:
-        teacher = F.adaptive_avg_pool2d(teacher, student.shape[2:])
+        teacher = pooled(teacher, student.shape[2:])
     target = torch.maximum(teacher, margins.to(teacher.dtype).view(-1, 1, 1))
     counts = (student > target) | (target > 0)
     return torch.where(counts, student - target, 0.0).square().flatten(1).sum(1).mean()
@@ -95,18 +99,18 @@ def norm_before(network: nn.Module, path: str, channels: int) -> nn.BatchNorm2d 
     return next((norm for child in reversed(before) if (norm := _last_norm(child, channels)) is not None), None)
 
 
-def _fits(module: nn.Module, channels: int) -> bool:
+def _fits(module: nn.Module, channels: int) -> TypeGuard[nn.BatchNorm2d]:
     return isinstance(module, nn.BatchNorm2d) and module.num_features == channels and module.affine
 
 
 def _own_norm(module: nn.Module, channels: int) -> nn.BatchNorm2d | None:
     """The last of the module's direct children that is a fitting BatchNorm."""
-    return next((child for child in reversed(list(module.children())) if _fits(child, channels)), None)  # type: ignore[return-value]
+    return next((child for child in reversed(list(module.children())) if _fits(child, channels)), None)
 
 
 def _last_norm(module: nn.Module, channels: int) -> nn.BatchNorm2d | None:
     if _fits(module, channels):
-        return module  # type: ignore[return-value]
+        return module
     found = _own_norm(module, channels)
     children = reversed(list(module.children()))
     return found or next((norm for child in children if (norm := _last_norm(child, channels)) is not None), None)
@@ -126,10 +130,12 @@ class OverhaulOfFeatureDistillation(Term):
     authors' code. Their outer weight is 0.001 for CIFAR and 0.0001 for ImageNet.
 
     Args:
-        taps: the student's maps before the ReLU, shallow to deep. Default: blocks 1 to 3.
+        taps: the student's maps before the ReLU, shallow to deep. Default ``block*.pre``: all blocks that both networks
+            have. Of MobileNetV2 these are the outputs of linear bottlenecks, as in RepDistiller and mdistiller; the
+            authors' own MobileNetV2 (for segmentation) takes what precedes the first ReLU of the unit that follows.
         teacher_taps: the teacher's, in the same order; the same names by default.
-        layer_weights: one number >= 0 a tap; 2^(i-n) by default (1/4, 1/2, 1). A tap of weight 0 is left out of loss
-            and training.
+        layer_weights: one number >= 0 a tap; 2^(i-n) by default (of three taps 1/4, 1/2, 1). A tap of weight 0 is left
+            out of loss and training.
         cdf_threshold: see :func:`margin`, in 0..1. Default 0.001.
         teacher_norms: module paths of the teacher's BatchNorms that feed its taps, one a tap. By default
             :func:`norm_before` finds them.
@@ -140,7 +146,7 @@ class OverhaulOfFeatureDistillation(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1.pre", "block2.pre", "block3.pre"),
+        taps: Blocks = ("block*.pre",),
         teacher_taps: Taps | None = None,
         layer_weights: Weights | None = None,
         cdf_threshold: Probability = 0.001,
@@ -148,17 +154,22 @@ class OverhaulOfFeatureDistillation(Term):
     ):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("ofd", taps, teacher_taps)
-        count = len(self.student_taps)
-        self.layer_weights = [2.0 ** (i + 1 - count) for i in range(count)] if layer_weights is None else layer_weights
-        if len(self.layer_weights) != count:
-            raise UserError(f"ofd: layer_weights must be one a tap, got {len(self.layer_weights)} for {count} taps")
+        self.layer_weights: Sequence[float] = layer_weights or ()  # without taps by name, known in setup
         self.cdf_threshold = cdf_threshold
         self.teacher_norms = teacher_norms
-        if self.teacher_norms is not None and len(self.teacher_norms) != count:
-            raise UserError(f"ofd: teacher_norms must be one a tap, got {len(self.teacher_norms)} for {count} taps")
+        self._need_one_a_tap()
+
+    def _need_one_a_tap(self) -> None:
+        for name, values in (("layer_weights", self.layer_weights), ("teacher_norms", self.teacher_norms)):
+            if values:
+                need_one_a_tap("ofd", name, values, self.student_taps)
 
     def setup(self, task: Task) -> None:
         student, teacher = task.student_outputs, need_teacher("ofd", task)
+        self._need_one_a_tap()
+        count = len(self.student_taps)
+        if not self.layer_weights:
+            self.layer_weights = [2.0 ** (i + 1 - count) for i in range(count)]
         self.connector = nn.ModuleDict()
         for i, (ours, theirs, weight) in enumerate(
             zip(self.student_taps, self.teacher_taps, self.layer_weights, strict=True)
@@ -185,9 +196,9 @@ class OverhaulOfFeatureDistillation(Term):
                     f"ofd: teacher_norms: the teacher has no BatchNorm2d of {channels} channels with weight and bias "
                     f"at {path!r}, for its tap {tap!r}"
                 )
-            return found  # type: ignore[return-value]
-        path = getattr(task.teacher, "paths", {}).get(tap)
-        norm = norm_before(network, path, channels) if network is not None and path is not None else None
+            return found
+        place = getattr(task.teacher, "paths", {}).get(tap)
+        norm = norm_before(network, place, channels) if network is not None and place is not None else None
         if norm is None:
             raise UserError(
                 f"ofd: no BatchNorm of {channels} channels found before the teacher's tap {tap!r}, so it has no "
@@ -204,8 +215,8 @@ class OverhaulOfFeatureDistillation(Term):
         predicted = self.connector[module_name(tap)](at_least_float32(student))
         return partial_l2(predicted, teacher, self.margins(tap))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             weight * self.distance(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs, weight in zip(self.student_taps, self.teacher_taps, self.layer_weights, strict=True)
             if weight > 0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
+from kdstream.notes import spec_of
 from kdstream.objectives.common.checks import need_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import NotNegative, Positive, whole
-from kdstream.objectives.term import Task, Term
+from kdstream.objectives.term import Build, Task, Term
+
+if TYPE_CHECKING:
+    from kdstream.models.branches import Branched
 
 
 def ensemble_kl(branches: Tensor, ensemble: Tensor, temperature: float, eps: float = 0.0) -> Tensor:
@@ -93,15 +96,14 @@ class OnTheFlyNativeEnsemble(Term):
         self.gain = 1.0
         self.exports = f"{'all' if export == 'ensemble' else 'the first of'} its {self.branches} branches"
 
-    def adapt(
-        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
-    ) -> nn.Module:
+    def adapt(self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Build) -> nn.Module:
         # The taps of the branched network: before, the student has none of these names.
         self.student_taps = ("branches", "ensemble")
-        base = {key: value for key, value in student.spec.items() if key != "num_classes"}
-        network = build(
+        spec = spec_of(student)
+        base = {key: value for key, value in spec.items() if key != "num_classes"}
+        network: Branched = build(
             "kdstream.models.branches:Branched",
-            num_classes=student.spec["num_classes"],
+            num_classes=spec["num_classes"],
             base=base,
             branches=self.branches,
             answer=self.export,
@@ -115,7 +117,8 @@ class OnTheFlyNativeEnsemble(Term):
             raise UserError("one: another term changed the student's branches; keep one of the two")
 
     def deploy(self, student: nn.Module) -> nn.Module:
-        return student.branch() if self.export == "branch" else student
+        branched: Any = student  # what adapt has made of it
+        return branched.branch() if self.export == "branch" else student
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         length = 4 / 15 * epochs if self.ramp is None else self.ramp

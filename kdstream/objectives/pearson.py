@@ -84,5 +84,5 @@ class Pearson(Term):
         """r of every sample: logits [N,C], [N,C] -> [N]."""
         return correlation(*(probabilities(logits, self.temperature, self.zscore) for logits in (student, teacher)))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return (1 - self.coefficients(student.logits, teacher.logits)).mean()

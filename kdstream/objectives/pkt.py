@@ -67,7 +67,7 @@ class ProbabilisticTransfer(Term):
                 f"pkt: the student's {self.student_taps[0]!r} is one number, which has no angle; choose another tap"
             )
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         features = student.features[self.student_taps[0]]
         ours = neighbours(features, self.eps)
         theirs = neighbours(teacher.features[self.teacher_taps[0]], self.eps)

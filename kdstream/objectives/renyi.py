@@ -113,5 +113,5 @@ class RenyiRegularisedKD(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("renyi", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return transformed_kl(student.logits, teacher.logits, 1 / self.temperature).mean()

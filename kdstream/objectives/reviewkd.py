@@ -12,6 +12,7 @@ from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_teacher, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Count, Counts, Taps, Whole, module_name
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -33,8 +34,8 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor, levels: Sequence
         if level < student.shape[2]:
             weight /= 2
             weights += weight
-            pooled = (F.adaptive_avg_pool2d(maps, level) for maps in (student, teacher))
-            total = total + weight * F.mse_loss(*pooled)
+            ours, theirs = (F.adaptive_avg_pool2d(maps, level) for maps in (student, teacher))
+            total = total + weight * F.mse_loss(ours, theirs)
     return total / weights
 
 
@@ -104,7 +105,8 @@ class ReviewKD(Term):
     embedding. Outer weight there: 5 for most pairs, 0.6 to 8 for others.
 
     Args:
-        taps: the student's, shallow to deep; maps [N,C,H,W] or vectors [N,D], which are maps of 1x1.
+        taps: the student's, shallow to deep; maps [N,C,H,W] or vectors [N,D], which are maps of 1x1. Default: all
+            blocks that both networks have, and the pooled embedding.
         teacher_taps: the teacher's, in the same order. By default ``<tap>.pre`` for every ``block``, else the same.
         mid_channels: width of the residuals. Default: that of the student's deepest tap, at most 512.
         hcl_levels: see :func:`hierarchical_context_loss`, whole numbers >= 1.
@@ -116,7 +118,7 @@ class ReviewKD(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1", "block2", "block3", "penultimate"),
+        taps: Blocks = ("block*", "penultimate"),
         teacher_taps: Taps | None = None,
         mid_channels: Count | None = None,
         hcl_levels: Counts = (4, 2, 1),
@@ -161,5 +163,5 @@ class ReviewKD(Term):
             losses[ours] = hierarchical_context_loss(output, target, self.hcl_levels)
         return losses
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return self.ramp * sum(self.stage_losses(student, teacher).values())
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return self.ramp * total(self.stage_losses(student, teacher).values())

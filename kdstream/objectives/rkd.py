@@ -11,6 +11,7 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_samples, need_teacher, need_weight
 from kdstream.objectives.common.features import product, tap_pair, vectors
 from kdstream.objectives.common.settings import NotNegative, Positive, Tap
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 MOST_ANGLES = 2**22
@@ -133,7 +134,7 @@ class RelationalKD(Term):
         ]
         return torch.stack(parts).sum() / count**3
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = self.grams(student, teacher)
         weighted = ((self.w_d, self.distance), (self.w_a, self.angle))
-        return sum(weight * relation(ours, theirs) for weight, relation in weighted if weight)
+        return total(weight * relation(ours, theirs) for weight, relation in weighted if weight)

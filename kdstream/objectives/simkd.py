@@ -42,5 +42,5 @@ class SimKD(JointTerm):
     ):
         super().__init__("simkd", connector, mid_channels, taps, teacher_taps, compares_maps=True)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return self.feature_distance(student, teacher)

@@ -9,6 +9,7 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_samples, need_teacher, tap_pairs
 from kdstream.objectives.common.features import product, vectors
 from kdstream.objectives.common.settings import Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -32,14 +33,15 @@ class SimilarityPreserving(Term):
     "Knowledge Distillation Beyond Model Compression", Table I.
 
     Args:
-        taps: the student's. Default block 3 (see above).
+        taps: the student's. Default ``block.last``: the last block (block 3 of CIFAR ResNets and WRNs, block 4 of VGG,
+            ResNet50 and MobileNetV2: RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
         UserError: a setting out of range; no teacher; a single sample in a process.
     """
 
-    def __init__(self, taps: Taps = ("block3",), teacher_taps: Taps | None = None):
+    def __init__(self, taps: Taps = ("block.last",), teacher_taps: Taps | None = None):
         super().__init__()
         self.student_taps, self.teacher_taps = tap_pairs("sp", taps, teacher_taps)
 
@@ -47,8 +49,8 @@ class SimilarityPreserving(Term):
         need_teacher("sp", task)
         need_samples("sp", task, 2, "a similarity")
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             F.mse_loss(similarities(student.features[ours]), similarities(teacher.features[theirs]))
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

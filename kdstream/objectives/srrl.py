@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
-from kdstream.objectives.common.checks import need_same_classes, need_weight
+from kdstream.notes import note, taps_of
+from kdstream.objectives.common.checks import need_same_classes, need_teacher, need_weight, teacher_network
 from kdstream.objectives.common.connectors import HEAD, ReusedClassifier, logit_distance, map_distance
+from kdstream.objectives.common.features import pooled
 from kdstream.objectives.common.settings import Count, Kernels, NotNegative, OneTap
-from kdstream.objectives.term import Task
+from kdstream.objectives.term import Build, Task
+
+if TYPE_CHECKING:
+    from kdstream.models.joint import ReusedHead
 
 _TAP = "srrl.map"
 
@@ -56,35 +60,33 @@ class SRRL(ReusedClassifier):
         self.alpha, self.beta = alpha, beta
         self.student_taps = (self.tap or _TAP,)
 
-    def adapt(
-        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
-    ) -> nn.Module:
+    def adapt(self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Build) -> nn.Module:
         """No surgery: the student's map gets the name of a tap where none was given."""
-        ours, _ = self.find_maps(student, teacher, image)
-        student.taps = {**getattr(student, "taps", {}), self.student_taps[0]: ours.path}
+        ours, _ = self.find_maps(student, self.need_network(teacher), image)
+        note(student, taps={**taps_of(student), self.student_taps[0]: ours.path})
         return student
 
     def setup(self, task: Task) -> None:
         need_same_classes("srrl", task)
         self.check_teacher(task)
         ours = task.student_outputs.features[self.student_taps[0]].shape[1:]
-        theirs = task.teacher_outputs.features[self.teacher_taps[0]].shape[1:]
-        settings = self.head_settings(ours, theirs, task.teacher.classifier)
-        head = task.build(HEAD, task.teacher.classifier.out_features, **settings)
-        head.classifier.load_state_dict(task.teacher.classifier.state_dict())
+        theirs = need_teacher("srrl", task).features[self.teacher_taps[0]].shape[1:]
+        classifier = teacher_network("srrl", task).classifier
+        head: ReusedHead = task.build(HEAD, classifier.out_features, **self.head_settings(ours, theirs, classifier))
+        head.classifier.load_state_dict(classifier.state_dict())
         self.size, self.connector = head.size, head.connector
         self.teacher = nn.ModuleDict({"fc": head.classifier.requires_grad_(False)})
 
     def connect(self, student: Outputs) -> Tensor:
         """c(s): [N,D,H,W]."""
         maps = student.features[self.student_taps[0]]
-        return self.connector(maps if self.size is None else F.adaptive_avg_pool2d(maps, self.size))
+        return self.connector(maps if self.size is None else pooled(maps, self.size))
 
     def classify(self, connected: Tensor) -> Tensor:
         """The teacher's classifier on the spatial mean of c(s): logits [N,C]."""
         return self.teacher["fc"](connected.mean(dim=(2, 3)))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         connected = self.connect(student)
         loss = self.alpha * logit_distance(self.classify(connected), teacher.logits)
         if self.beta:

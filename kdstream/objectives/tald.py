@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.attack import ask_student, pixel_range
-from kdstream.objectives.common.checks import need_same_classes
+from kdstream.objectives.common.checks import need_same_classes, teacher_network
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.processes import count_processes, process_rank
 from kdstream.objectives.common.settings import Count, Positive, checked
@@ -106,6 +106,9 @@ class AdversarialLocalDistribution(Term):
         UserError: a setting out of range; no teacher, or one of another number of classes.
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(
         self,
         particles: Count = 4,
@@ -136,20 +139,20 @@ class AdversarialLocalDistribution(Term):
         draws = uniform(keys(batch)[:count], self.particles * shape.numel(), "tald") - 0.5
         return draws.view(count, self.particles, *shape).transpose(0, 1).flatten(0, 1)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         rank, world = process_rank(), count_processes()
         count = min(self.images // world + (rank < self.images % world), len(batch))
         students, teachers, labels = [student.logits], [teacher.logits], [batch.target]
         if count:
             noise = self.noise(batch, count)
-            bounds = (self.low, self.high)
-            moved, _ = particles(self.task.teacher, batch.image[:count], noise, self.sigma, self.xi, self.eps, *bounds)
+            strong = teacher_network("tald", self.task)
+            moved, _ = particles(strong, batch.image[:count], noise, self.sigma, self.xi, self.eps, self.low, self.high)
             with torch.no_grad():
-                teachers.insert(0, self.task.teacher(moved).logits)
+                teachers.insert(0, strong(moved).logits)
             students.insert(0, ask_student(self.task, moved).logits)
             labels.insert(0, torch.cat([batch.target[:count]] * self.particles))
-        costs = [
+        ours, theirs = (
             F.cross_entropy(at_least_float32(torch.cat(logits)), torch.cat(labels), reduction="none")
             for logits in (students, teachers)
-        ]
-        return F.mse_loss(*costs)
+        )
+        return F.mse_loss(ours, theirs)

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.settings import declared
+from kdstream.objectives.common.tap_groups import settling
+
+Build = Callable[..., Any]
+""":func:`kdstream.models.build`: it gives the network that is asked for, an ``nn.Module`` of whatever class."""
+
+
+class Network(Protocol):
+    """A network as a term sees it: images [N,3,H,W], standardised as ``Batch.image`` is -> Outputs."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The plain network."""
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """Its last linear layer."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Tap name -> module path, of the taps that the loss asked for."""
+
+    def __call__(self, images: Tensor) -> Outputs: ...
 
 
 @dataclass(frozen=True)
@@ -24,8 +46,7 @@ class Task:
         teacher_outputs: the teacher's answer to the same probe, or None when the job has no teacher.
         student: images [N,3,H,W], standardised as ``Batch.image`` is -> Outputs; the network in training. A term that
             needs a further forward pass (on attacked inputs, say) calls it inside :meth:`Term.forward`; it works under
-            several processes. ``student.module`` is the plain network, ``student.classifier`` its last linear layer,
-            ``student.paths`` tap name -> module path of the taps that the loss asked for.
+            several processes. See :class:`Network`.
         teacher: the same for the teacher, frozen and in eval mode; takes the same images (where its own mean and
             standard deviation differ it converts them) and lets gradients through to them. None without a teacher.
         labels: int64 [num_samples], the class of every training sample by index; None when unknown.
@@ -44,10 +65,10 @@ class Task:
     epochs: int
     student_outputs: Outputs
     teacher_outputs: Outputs | None = None
-    student: Callable[[Tensor], Outputs] | None = None
-    teacher: Callable[[Tensor], Outputs] | None = None
+    student: Network = None  # type: ignore[assignment]  # every training has one; tests of terms that ask none do not
+    teacher: Network | None = None
     labels: Tensor | None = None
-    build: Callable[..., nn.Module] | None = None
+    build: Build = None  # type: ignore[assignment]  # as with the student
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     smallest_batch: int | None = None
@@ -87,7 +108,9 @@ class Term(nn.Module):
     """
 
     student_taps: Sequence[str] = ()
-    """Taps of the student that ``forward`` reads. May be set per instance, in ``__init__``."""
+    """Taps of the student that ``forward`` reads. May be set per instance, in ``__init__``. Groups of them
+    (``block*``, ``block*.pre``, ``block.last``: :mod:`kdstream.tap_names`) stand for what the network has; when
+    :meth:`setup` begins they are spelled out, here and in ``teacher_taps``."""
     teacher_taps: Sequence[str] = ()
     """Taps of the teacher that ``forward`` reads."""
     uses_teacher: bool = True
@@ -111,20 +134,25 @@ class Term(nn.Module):
     ``batch.target`` and its main class in ``batch.label``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made."""
+        """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made, and
+        groups among its taps spelled out before its ``setup``."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = declared(cls, cls.__init__)  # type: ignore[method-assign]  # the same, behind the check
+        if "setup" in vars(cls):
+            cls.setup = settling(cls.setup)  # type: ignore[method-assign]  # the same, with taps by name
 
+    @settling
     def setup(self, task: Task) -> None:
         """Create connectors, embeddings, banks. Called once, before training, on the CPU."""
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """The term's value.
 
         Args:
             student: logits [N,C] and the taps named in ``student_taps``, with gradient.
-            teacher: the (coded) teacher's, detached; None when ``uses_teacher`` is False and the job has no teacher.
+            teacher: the (coded) teacher's, detached. A term whose ``uses_teacher`` is False gets None where
+                the job has no teacher, and writes ``Outputs | None`` here.
             batch: labels (``batch.target``: of mixed images, their shares [N,C]), indices, images.
 
         Returns:
@@ -139,9 +167,7 @@ class Term(nn.Module):
         """Phases to run before the main one, in order."""
         return ()
 
-    def adapt(
-        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
-    ) -> nn.Module:
+    def adapt(self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Build) -> nn.Module:
         """Student surgery: the network that is trained and evaluated in place of ``student``.
 
         Called before :meth:`setup` with the plain networks. Parameters that are frozen here (a reused classifier) stay

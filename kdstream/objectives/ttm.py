@@ -58,5 +58,5 @@ class TransformedTeacherMatching(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("ttm", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return transformed_kl(student.logits, teacher.logits, self.gamma).mean()

@@ -14,6 +14,7 @@ from kdstream.objectives.common.checks import need_maps, need_teacher, tap_pairs
 from kdstream.objectives.common.features import same_size
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Blocks, Positive, Taps, module_name
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 
@@ -57,7 +58,7 @@ class VariationalInformation(Term):
     RepDistiller's, whose outer weight is 1.
 
     Args:
-        taps: the student's feature maps. Default blocks 1 to 3 (RepDistiller).
+        taps: the student's feature maps. Default ``block*``: all blocks that both networks have (RepDistiller).
         teacher_taps: the teacher's, in the same order; the same names by default.
         init_pred_var: variance at the start, > ``eps``. Default 5 (RepDistiller).
         eps: smallest variance, > 0. Default 1e-5 (RepDistiller).
@@ -68,7 +69,7 @@ class VariationalInformation(Term):
 
     def __init__(
         self,
-        taps: Blocks = ("block1", "block2", "block3"),
+        taps: Blocks = ("block*",),
         teacher_taps: Taps | None = None,
         init_pred_var: Positive = 5.0,
         eps: Positive = 1e-5,
@@ -86,15 +87,15 @@ class VariationalInformation(Term):
         for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True):
             pair = student.features[ours], teacher.features[theirs]
             need_maps("vid", ours, theirs, *pair)
-            channels = [maps.shape[1] for maps in pair]
-            self.vid[module_name(ours)] = Gaussian(*channels, self.init_pred_var, self.eps)
+            inputs, outputs = (maps.shape[1] for maps in pair)
+            self.vid[module_name(ours)] = Gaussian(inputs, outputs, self.init_pred_var, self.eps)
 
     def likelihood(self, tap: str, student: Tensor, teacher: Tensor) -> Tensor:
         """The summand of the student's ``tap``: [N,C,H,W], [N,C',H',W'] -> scalar."""
         return self.vid[module_name(tap)](student, teacher)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return sum(
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return total(
             self.likelihood(ours, student.features[ours], teacher.features[theirs])
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

@@ -15,6 +15,7 @@ from kdstream.errors import UserError
 from kdstream.objectives.common.checks import need_teacher, need_weight, tap_pairs
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import NotNegative, PositiveFraction, Taps
+from kdstream.objectives.common.total import total
 from kdstream.objectives.term import Task, Term
 
 _SALT = 0x76_69_74_6B_64  # "vitkd": keeps the masks independent of other draws from the same key
@@ -123,7 +124,7 @@ class ViTKD(Term):
     def mimic(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Sum of squared distances at the shallow taps, averaged over samples."""
         pairs = list(zip(self.align_shallow, self.student_taps, self.teacher_taps, strict=False))
-        return sum(_distance(align(self._tokens(student, s)), self._tokens(teacher, t)) for align, s, t in pairs)
+        return total(_distance(align(self._tokens(student, s)), self._tokens(teacher, t)) for align, s, t in pairs)
 
     def mask(self, batch: Batch) -> Tensor:
         """bool [N,L]: the tokens that the mask token replaces, by the samples' ``rng_key`` (without one: index)."""
@@ -138,14 +139,14 @@ class ViTKD(Term):
         made = self.generation(tokens.transpose(1, 2).unflatten(2, (side, side))).flatten(2).transpose(1, 2)
         return _distance(made, self._tokens(teacher, self.teacher_taps[-1]), mask) / self.mask_ratio
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         # A part of weight 0 must not be multiplied by 0: weight decay would shrink what nothing trains.
         parts = []
         if self.alpha > 0:
             parts.append(self.alpha * self.mimic(student, teacher))
         if self.beta > 0:
             parts.append(self.beta * self.generate(student, teacher, self.mask(batch)))
-        return sum(parts)
+        return total(parts)
 
 
 def _patch_shapes(role: str, taps: Sequence[str], outputs: Outputs, network: Any) -> list[tuple[str, int, int]]:

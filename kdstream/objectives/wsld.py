@@ -49,7 +49,7 @@ class WeightedSoftLabels(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("wsld", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         weight = sample_weight(student.logits, teacher.logits, batch.target, self.eps)
         target = torch.softmax(at_least_float32(teacher.logits) / self.temperature, dim=1)
         loss = F.cross_entropy(at_least_float32(student.logits) / self.temperature, target, reduction="none")

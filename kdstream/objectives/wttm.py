@@ -55,6 +55,6 @@ class WeightedTransformedTeacherMatching(Term):
     def setup(self, task: Task) -> None:
         need_same_classes("wttm", task)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         divergence = transformed_kl(student.logits, teacher.logits, self.gamma)
         return (power_sum(teacher.logits, self.gamma) * divergence).mean()

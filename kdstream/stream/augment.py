@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,10 +37,10 @@ def augment(kind: str, *args: object, **settings: object) -> Chain:
     Raises:
         UserError: another kind, or settings that the kind does not have.
     """
-    kinds = {"cifar": _cifar, "inception": _inception, "eval": _evaluation}
+    kinds: dict[str, Callable[..., Chain]] = {"cifar": _cifar, "inception": _inception, "eval": _evaluation}
     if kind not in kinds:
         raise UserError(f"augment({kind}): there is no such augmentation; known: {', '.join(kinds)}")
-    function: Callable[..., Chain] = kinds[kind]
+    function = kinds[kind]
     known = inspect.signature(function).parameters
     for name in settings:
         if name not in known:
@@ -144,7 +145,11 @@ def random_flip(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Mirror left and right with probability 1/2."""
     for batch in batches:
         flipped = (uniform(keys(batch), 1, "random_flip") < 0.5)[:, :, None, None]
-        yield batch.map_views(lambda images, flipped=flipped: torch.where(flipped, images.flip(-1), images))
+        yield batch.map_views(partial(_mirrored, flipped))
+
+
+def _mirrored(where: Tensor, images: Tensor) -> Tensor:
+    return torch.where(where, images.flip(-1), images)
 
 
 @batch_stage(random=True)
@@ -228,7 +233,8 @@ def random_box(
     """A random box of each image, resized to size x size; boxes are drawn from the image's true size."""
     for sample in samples:
         draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
-        box = draw_box(*sample["image"].shape[-2:], draws, scale, ratio)
+        height, width = sample["image"].shape[-2:]
+        box = draw_box(height, width, draws, scale, ratio)
         yield _cut(sample, *box, (size, size), interpolation)
 
 

@@ -18,7 +18,7 @@ from kdstream import jpeg
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.exact import exact
-from kdstream.jpeg.reference import check_subsampling
+from kdstream.jpeg.reference import Subsampling, check_subsampling
 from kdstream.registry import import_named, nearest
 from kdstream.rng import keys, uniform
 from kdstream.stream.coding_plan import ORIGINAL
@@ -89,14 +89,15 @@ def _check_quality(quality: Any) -> None:
 def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", plan: str | Path | None = "off") -> Stage:
     """Give the teacher compressed versions to answer for.
 
-    Before ``augment`` the raw image is compressed and every version gets the same augmented view; after it the view
-    itself is compressed. The ``teacher`` stage later in the chain answers for the version that the selector chooses.
+    Before ``augment``, as in the paper, the raw image is compressed and every version gets the same augmented view;
+    after it the view itself is compressed, a variant. The ``teacher`` stage later in the chain answers for the version
+    that the selector chooses.
 
     Args:
         selector: ``"hkl"`` (the paper's; versions at qualities 0, delta, 2 delta, ... up to 100 plus the original),
             ``fixed(q)``, ``random(low, high)``, or your own function (logits [N,1+V,C], label [N]) -> int64 [N] over
             the same versions as hkl; in a recipe its dotted path ``my_pkg.mine:choose``.
-        delta: step between qualities, 1..100.
+        delta: step between qualities, 1..100: the paper's is 5, on ImageNet 10.
         subsampling: of the chroma, "4:4:4" or "4:2:0".
         plan: "off" selects anew for every augmented view, as the paper's own code does. "auto" selects once for every
             unaugmented image, keeps the choice beside the shards (:mod:`kdstream.stream.coding_plan`) and then makes
@@ -145,7 +146,7 @@ def _qualities(selector: Any, delta: int, key: Tensor) -> Tensor:
     return torch.arange(0, 101, delta, device=key.device).expand(len(key), -1)
 
 
-def _versions(image: Tensor, qualities: Tensor, selector: Any, subsampling: str) -> Tensor:
+def _versions(image: Tensor, qualities: Tensor, selector: Any, subsampling: Subsampling) -> Tensor:
     """uint8 [N,V,3,H,W]; where all samples have the same qualities the round trip shares its work."""
     shared = qualities if isinstance(selector, Random) and selector.low != selector.high else qualities[0]
     return jpeg.roundtrip(to_bytes(image), shared, subsampling)
@@ -155,7 +156,7 @@ def _rule(selector: Any, plan: Any) -> Choose | None:
     return None if isinstance(selector, Random) or isinstance(plan, Tensor) else selector
 
 
-def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: str) -> tuple[Tensor, Tensor]:
+def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: Subsampling) -> tuple[Tensor, Tensor]:
     """The one version of each image that a plan names.
 
     Args:
@@ -174,7 +175,9 @@ def planned(image: Tensor, index: Tensor, plan: Tensor, subsampling: str) -> tup
     return torch.where(original[..., None, None, None], image[:, None], version), choice.masked_fill(original, -1)
 
 
-def _coded_batches(batches: Iterator[Batch], selector: Any, delta: int, subsampling: str, plan: Any) -> Iterator[Batch]:
+def _coded_batches(
+    batches: Iterator[Batch], selector: Any, delta: int, subsampling: Subsampling, plan: Any
+) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(plan, Tensor):
             plan = plan.to(batch.index.device)  # once
@@ -186,7 +189,7 @@ def _coded_batches(batches: Iterator[Batch], selector: Any, delta: int, subsampl
 
 
 def _coded_samples(
-    samples: Iterator[Sample], selector: Any, delta: int, subsampling: str, plan: Any
+    samples: Iterator[Sample], selector: Any, delta: int, subsampling: Subsampling, plan: Any
 ) -> Iterator[Sample]:
     for sample in samples:
         if isinstance(plan, Tensor):
@@ -206,7 +209,7 @@ def _with_rule(batches: Iterator[Batch], rule: Choose | None) -> Iterator[Batch]
         yield replace(batch, selector=rule)
 
 
-def _sample_form(selector: Any, delta: int, subsampling: str, plan: Any) -> tuple[Stage, Stage]:
+def _sample_form(selector: Any, delta: int, subsampling: Subsampling, plan: Any) -> tuple[Stage, Stage]:
     # Whatever the round trip has to compile, it compiles here, once, and not in every reader process.
     jpeg.roundtrip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [50], subsampling)
     settings = {"selector": selector, "delta": delta, "subsampling": subsampling, "plan": plan}

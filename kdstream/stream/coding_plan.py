@@ -152,10 +152,11 @@ def make_plan(
         if _is_complete(path):  # another job was faster
             shutil.rmtree(parts, ignore_errors=True)
             return
-        chunks = [_stored(layout, parts, chunk) for chunk in range(layout.steps)]
-        if None in chunks:
+        stored = [_stored(layout, parts, chunk) for chunk in range(layout.steps)]
+        chunks = [chunk for chunk in stored if chunk is not None]
+        if len(chunks) < len(stored):
             raise UserError(f"chunks of the coding plan have gone from {parts}: start again, which makes them anew")
-        data = b"".join(chunks)  # type: ignore[arg-type]
+        data = b"".join(chunks)
         write_atomic(path, data)
         about = {**asdict(key), "count": len(dataset), "sha256": hashlib.sha256(data).hexdigest()}
         write_atomic(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Chains as text: ``decode | augment(cifar) | my_pkg.stages:invert(p=0.2) | coded(random(50, 100))``."""
+"""Chains as text: ``decode | coded(random(50, 100)) | augment(cifar) | my_pkg.stages:invert(p=0.2)``."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def parse_calls(text: str) -> list[Call]:
         said = (error.msg if isinstance(error, SyntaxError) else str(error)) or "too much in one another"
         raise UserError(
             f"stream {_short(text)} is not a chain of stages ({' '.join(said.split())}): write it like "
-            "'decode | augment(cifar) | coded(hkl, delta=10)'"
+            "'decode | coded(hkl, delta=5) | augment(cifar)'"
         ) from None
 
 

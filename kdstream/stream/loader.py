@@ -268,7 +268,7 @@ class Loader:
         return DataLoader(
             self.reader,
             batch_size=None,
-            sampler=_Route(),  # type: ignore[arg-type]
+            sampler=_Route(),
             num_workers=self.workers,
             prefetch_factor=ahead,
             persistent_workers=self.workers > 0,
@@ -426,5 +426,10 @@ def on_device(batches: Iterator[Batch], chain: Chain, device: torch.device) -> I
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
-    batch.map_tensors(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    batch.map_tensors(keep)
     return found

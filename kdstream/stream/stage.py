@@ -24,7 +24,7 @@ class Given:
         return Given(name)
 
 
-given = Given()
+given: Any = Given()
 """Default value of a stage parameter that the stream knows: ``def mine(batches, seed=given): ...``. The parameter's
 name says what is wanted: ``seed``, ``dataset`` (the open shards), ``num_classes``, ``mean``, ``std`` and whatever else
 was handed to the :class:`~kdstream.stream.stream.Stream` as ``given``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Stream:
         """The steps of an epoch that this process sees."""
         return range(self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         steps = self._route()
         if self._first == 0 < len(steps) == self.step:  # left, but after its last batch
             self.epoch += 1

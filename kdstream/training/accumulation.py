@@ -61,9 +61,10 @@ class Accumulation:
             factor: float | Tensor = planned / seen
         else:
             total = self.accelerator.reduce(torch.full((), float(seen), device=self.accelerator.device))
-            factor = planned / total
-            if factor.device.type == "cpu" and factor == 1:
+            shared: Tensor = planned / total
+            if shared.device.type == "cpu" and shared == 1:
                 return
+            factor = shared
         for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

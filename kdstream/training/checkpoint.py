@@ -34,7 +34,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     try:
         with temporary.open("wb") as file:
             summing = _Summing(file)
-            torch.save({**state, _SUMMED: "sha256"}, summing)
+            torch.save({**state, _SUMMED: "sha256"}, summing)  # type: ignore[arg-type]  # it is written to, no more
             file.write(_line(summing.digest))
             file.flush()
             os.fsync(file.fileno())

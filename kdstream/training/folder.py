@@ -15,7 +15,7 @@ from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.lock import alone
-from kdstream.recipe import Recipe
+from kdstream.recipe import FREE, Recipe
 from kdstream.safe_yaml import parse_yaml, read_yaml
 from kdstream.training.networks import Teacher
 from kdstream.training.own_code import code_mark, own_code
@@ -116,8 +116,6 @@ def locked(folder: Path, name: str, display: Display) -> Iterator[None]:
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Where two nested mappings differ, as "key: old -> new"."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(
-            {*old, *new} - {"name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs"}
-        )
+        keys = sorted({*old, *new} - set(FREE))
         return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))]
     return [] if old == new else [f"{path}: {old} -> {new}"]

@@ -18,7 +18,7 @@ import accelerate
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 import kdstream
 from kdstream import recipe as settings
@@ -31,7 +31,10 @@ from kdstream.display.progress import Display
 from kdstream.display.report import RunRecord, write_report
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
+from kdstream.models.download import Unavailable
 from kdstream.models.pretrained import without_weights
+from kdstream.models.published import comparable, find
+from kdstream.notes import architecture
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
@@ -41,17 +44,37 @@ from kdstream.training.chains import evaluation_chain, refuse_mixed, training_ch
 from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, make_teacher, need_weights
+from kdstream.training.networks import Teacher, make_teacher, need_weights, trained_here
 from kdstream.training.optimizer import find_optimizer
 from kdstream.training.own_code import code_mark
 from kdstream.training.rehearsal import rehearse
+from kdstream.training.seeds import RESULTS, over_seeds, rows_over_seeds
 from kdstream.training.stop import StopFlag
-from kdstream.training.teacher_check import TEACHER_FILE, check_teacher
+from kdstream.training.teacher_check import TEACHER_FILE, check_teacher, note_absence, noted_absence
 
 MARK = "job.yaml"
 """The recipe, in the output folder; tells such a folder from any other."""
-WRITTEN = (*KEPT, "report.html", TEACHER_FILE, MARK)
+WRITTEN = (*KEPT, "report.html", RESULTS, TEACHER_FILE, MARK)
 """The files of an output folder; the one that says whose it is goes last."""
+
+
+@dataclass
+class Training:
+    """One student's training.
+
+    Attributes:
+        run: of the recipe's runs, the one that it belongs to.
+        name: its own, with the seed where there are several.
+        recipe: its settings.
+        folder: where it goes.
+        result: the content of ``result.json``, as soon as it is finished.
+    """
+
+    run: str
+    name: str
+    recipe: Recipe
+    folder: Path
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,7 +104,7 @@ class Job:
         recipe = self.recipe = settle(self.recipe, self.accelerator)
         runs = {name: recipe.variant(over, name, recipe.name) for name, over in recipe.runs.items()}
         runs = runs or {recipe.name: recipe}
-        teaching = self._teacher_recipe()
+        teaching = teacher_recipe(recipe)
         chains = {name: self._links(one.assistants) for name, one in runs.items()}
         for one in [*runs.values(), *([teaching] if teaching else [])]:
             check(one)
@@ -94,57 +117,122 @@ class Job:
                 )
         needed = any(map(_asks_teacher, runs.values())) or any(chains.values())
         train, val = self._data()
-        teacher, taught = None, None
-        if recipe.teacher is not None and teaching is None:
-            teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
-        teaching = teaching if needed else None
         folder = recipe.folder()
-        places = {name: folder / run_folder(name) if recipe.runs else folder for name in runs}
-        left = [name for name in runs if self.fresh or not (places[name] / "result.json").exists()]
+        teacher, absent = self._given_teacher(teaching, train)
+        taught = None
+        teaching = teaching if needed and teacher is None else None
+        trainings = self._trainings(runs)
+        left = [one.name for one in trainings if self.fresh or not (one.folder / "result.json").exists()]
         # A job beside this one may finish a run meanwhile: all processes do what the first of them found.
         left = broadcast_object_list([left])[0]
-        self._rehearse({name: [*chains[name], runs[name]] for name in left}, teaching, teacher, train, val)
+        to_try = {one.run: [*chains[one.run], one.recipe] for one in trainings if one.name in left}
+        self._rehearse(to_try, teaching, teacher, train, val)
         if self.accelerator.is_main_process:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
         self._tell_what_is_left_out(needed)
         if recipe.teacher is not None and teaching is not None:
+            about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)
+            wanted = trained_here(recipe.teacher)
+            assert wanted is not None
             teacher_folder = self._kept(teaching, train)
             self._trainer(teaching, teacher_folder, train, val, None).fit()
-            teacher = make_teacher(_found(recipe.teacher, teacher_folder), train.num_classes, train.classes)
+            teacher = make_teacher(_found(wanted, teacher_folder), train.num_classes, train.classes)
             taught = _record(teacher_folder)
+            taught.result |= about
         elif teacher is not None and needed:
             asking = next(one for name, one in runs.items() if chains[name] or _asks_teacher(one))
             taught = self._check_teacher(teacher, asking, val, folder)
-        results: list[dict[str, Any]] = []
         assistants: list[Path] = []
-        for name, one in runs.items():
+        for name in runs:
             last, passed = self._assist(chains[name], teacher, train, val)
             assistants += [link for link in passed if link not in assistants]
-            results.append(self._trainer(one, places[name], train, val, last).fit())
+            for training in (one for one in trainings if one.run == name):
+                training.result = self._trainer(training.recipe, training.folder, train, val, last).fit()
         if self.accelerator.is_main_process:
-            self._report(folder, places, results, taught, assistants, train)
-        return results
+            self._report(folder, trainings, taught, assistants, train)
+        return [one.result for one in trainings]
+
+    def run_teacher(self) -> dict[str, Any]:
+        """Train the teacher alone, or evaluate one that is trained; what is known of it, as ``result.json`` has it.
+
+        Raises:
+            UserError, Stopped: as :meth:`run`; UserError, too, for a recipe without a teacher.
+        """
+        recipe = self.recipe = settle(self.recipe, self.accelerator)
+        if recipe.teacher is None:
+            raise UserError(f"recipe {recipe.name} has no teacher: name one, as teacher=resnet56")
+        teaching = teacher_recipe(recipe)
+        check(teaching or recipe)
+        train, val = self._data()
+        teacher, absent = self._given_teacher(teaching, train)
+        if absent is not None or teacher is not None:
+            if self.accelerator.is_main_process:
+                self._prepare(recipe.folder())
+            self.accelerator.wait_for_everyone()
+        if teacher is None:
+            assert teaching is not None
+            weights = str(recipe.teacher.weights)
+            about = {} if absent is None else self._tell_absence(weights, absent, train.num_classes)
+            rehearse(teaching, train, None, self.accelerator, val)
+            return self._trainer(teaching, self._kept(teaching, train), train, val, None).fit() | about
+        return self._check_teacher(teacher, recipe, val, recipe.folder()).result
+
+    def _trainings(self, runs: Mapping[str, Recipe]) -> list[Training]:
+        """Each run as one training, or as one for each of the recipe's seeds."""
+        folder = self.recipe.folder()
+        found = []
+        for run, recipe in runs.items():
+            place = folder / run_folder(run) if self.recipe.runs else folder
+            if self.recipe.seeds is None:
+                found.append(Training(run, run, recipe, place))
+            for seed in self.recipe.each_seed():
+                name = f"{run}, seed {seed}"
+                one = recipe.model_copy(update={"name": name, "seed": seed, "seeds": None})
+                found.append(Training(run, name, one, place / f"seed{seed}"))
+        return found
 
     def _trainer(
         self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None
     ) -> Trainer:
         return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop)
 
-    def _teacher_recipe(self) -> Recipe | None:
-        """How to train the teacher: the recipe without teacher and runs, with the settings of teacher.train."""
-        teacher = self.recipe.teacher
-        if teacher is None or teacher.weights is not None or teacher.train is None:
-            return None
-        if teacher.model is None:
-            raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
-        student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
-        # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
-        calls = [call for call in parse_calls(self.recipe.stream) if call.name not in ("coded", "teacher")]
-        alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
-        alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
-        base = self.recipe.model_copy(update=alone)
-        return base.variant(teacher.train, f"teacher {teacher.model}", f"{self.recipe.name}: teacher.train")
+    def _given_teacher(self, teaching: Recipe | None, train: ShardSet) -> tuple[Teacher | None, str | None]:
+        """The teacher whose weights are given.
+
+        Args:
+            teaching: how it is trained where there are none, or where published ones cannot be had.
+            train: its classes.
+
+        Returns:
+            The teacher, None where there is none yet; and why published weights could not be had, where they could not:
+            all processes do without them then, and so does this job when it goes on after an interruption.
+
+        Raises:
+            UserError: see :func:`kdstream.training.networks.make_teacher`.
+        """
+        wanted = self.recipe.teacher
+        if wanted is None or (wanted.weights is None and teaching is not None):
+            return None, None
+        if teaching is None:
+            return make_teacher(wanted, train.num_classes, train.classes), None
+        teacher, absent = None, None if self.fresh else noted_absence(self.recipe.folder(), str(wanted.weights))
+        if absent is None:
+            try:
+                teacher = make_teacher(wanted, train.num_classes, train.classes)
+            except Unavailable as error:
+                absent = str(error)
+        absent = next(filter(None, gather_object([absent])), None)
+        return (teacher if absent is None else None), absent
+
+    def _tell_absence(self, weights: str, why: str, num_classes: int) -> dict[str, Any]:
+        """That a teacher is trained in place of a published one; what of it stands beside the teacher's results."""
+        if self.accelerator.is_main_process:
+            note_absence(self.recipe.folder(), weights, why)
+        wanted = find(weights)
+        note = f"{why}; a teacher is trained here in its place"
+        self.display.headline(f"warning: {note} (published: {wanted.top1:.2f} % top-1); --fresh asks for it again")
+        return {"published": comparable(wanted, num_classes), "note": note}
 
     def _check_teacher(self, teacher: Teacher, recipe: Recipe, val: ShardSet, folder: Path) -> RunRecord:
         """The row of a teacher that was trained elsewhere; says what is to be known of its classes."""
@@ -153,7 +241,11 @@ class Job:
         found = check_teacher(teacher, recipe, val, folder, self.accelerator, self.display)
         if found["warning"]:
             self.display.headline(f"warning: {found['name']}: {found['warning']}")
-        return RunRecord(found["name"], result={**found, "note": teacher.note})
+        notes = [teacher.note]
+        if found.get("difference"):
+            notes.append(f"{found['name']}: {found['difference']}")
+            self.display.note(str(notes[-1]))
+        return RunRecord(found["name"], result={**found, "note": "; ".join(filter(None, notes)) or None})
 
     def _links(self, assistants: Sequence[Assistant]) -> list[Recipe]:
         """How to train each assistant: the recipe with it as the student, after those before it."""
@@ -178,7 +270,7 @@ class Job:
             val = data.val or ("val" if has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
         _agree_on_classes(data, val, *shards)
-        law = data.imbalance and PowerLaw(**data.imbalance.model_dump())
+        law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
         shards = alter(shards[0], data.label_noise or 0.0, law, data.seed or 0), shards[1]
         for one in shards:
             for note in (*one.notes, *told(one)):
@@ -263,7 +355,7 @@ class Job:
         folders: list[Path] = []
         for i, link in enumerate(links, 1):
             assert teacher is not None
-            before = teacher.network.spec["name"]
+            before = architecture(teacher.network)
             folder = self._kept(link, train, f"-{teacher.hash}")
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
             self._trainer(link, folder, train, val, teacher).fit()
@@ -277,22 +369,24 @@ class Job:
     def _report(
         self,
         folder: Path,
-        places: dict[str, Path],
-        results: list[dict[str, Any]],
+        trainings: Sequence[Training],
         taught: RunRecord | None,
         assistants: Sequence[Path],
         train: ShardSet,
     ) -> None:
         records = [one for place in assistants for one in _cohort(_record(place, "assistant"))]
-        for (name, place), result in zip(places.items(), results, strict=True):
-            records += _cohort(RunRecord(name, read_metrics(place), read_speed(place), result))
+        for one in trainings:
+            records += _cohort(RunRecord(one.name, read_metrics(one.folder), read_speed(one.folder), one.result))
+        together: dict[str, dict[int, dict[str, Any]]] = {}
+        for one in trainings if self.recipe.seeds is not None else ():
+            together.setdefault(one.run, {})[one.recipe.seed] = one.result
         device = (
             torch.cuda.get_device_name() if self.accelerator.device.type == "cuda" else platform.processor() or "CPU"
         )
         facts = {
             "command": shlex.join(["train.py", *map(public, sys.argv[1:])]),
             "data": f"{train.path} ({len(train)} training samples, {train.num_classes} classes)",
-            "seed": str(self.recipe.seed),
+            "seed": ", ".join(map(str, self.recipe.each_seed() or [self.recipe.seed])),
             "device": f"{device}, {self.accelerator.num_processes} process(es), {os.cpu_count()} CPU cores",
             "precision": {"no": "float32"}.get(str(self.recipe.precision), str(self.recipe.precision)),
             "versions": f"kdstream {kdstream.__version__}, torch {torch.__version__}, "
@@ -304,10 +398,39 @@ class Job:
         path = folder / "report.html"
         with writing(folder), locked(folder, self.recipe.name, self.display):
             write_atomic(folder / MARK, self.recipe.to_yaml().encode())  # as it is now: it may have got another run
-            write_report(path, f"kdstream: {self.recipe.name}", records, taught, facts, self.recipe.to_yaml())
+            over = over_seeds(together)
+            if together:
+                write_atomic(folder / RESULTS, (json.dumps(over, indent=2) + "\n").encode())
+            title, recipe = f"kdstream: {self.recipe.name}", self.recipe.to_yaml()
+            write_report(path, title, records, taught, facts, recipe, rows_over_seeds(over))
         rows = [_row(record.name, record.result) for record in ([taught] if taught else []) + records]
         self.display.table(self.recipe.name, rows)
+        if together:
+            self.display.table("over seeds", rows_over_seeds(over))
         self.display.note(f"report: {path.resolve()}")
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe | None:
+    """How to train a recipe's teacher: the recipe without teacher and runs, with the settings of teacher.train.
+
+    Returns:
+        None where there is no teacher, or one that is given by weights that training does not stand in for.
+
+    Raises:
+        UserError: settings that no recipe has, a teacher without a model.
+    """
+    teacher = None if recipe.teacher is None else trained_here(recipe.teacher)
+    if teacher is None or teacher.train is None:
+        return None
+    if teacher.model is None:
+        raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
+    student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
+    # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
+    calls = [call for call in parse_calls(recipe.stream) if call.name not in ("coded", "teacher")]
+    alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
+    alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
+    base = recipe.model_copy(update=alone)
+    return base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
 
 
 def _agree_on_classes(data: settings.Data, name: str, train: ShardSet, val: ShardSet) -> None:
@@ -407,11 +530,15 @@ def _found(wanted: Model, folder: Path) -> settings.Teacher:
 
 
 def _places(folder: Path, recipe: Recipe) -> list[Path]:
-    """The folders of an output folder that exist: those of its runs, as they are and as they were, and itself."""
-    names = set(recipe.runs)
+    """The folders of an output folder that exist: those of its runs, as they are and as they were, with those of their
+    seeds, and itself."""
+    names, seeds = set(recipe.runs), set(recipe.each_seed())
     with contextlib.suppress(UserError, TypeError):
-        names |= set(make_recipe(read_yaml(folder / MARK), MARK).runs)
-    return [place for name in sorted(names) if (place := folder / run_folder(name)).is_dir()] + [folder]
+        before = make_recipe(read_yaml(folder / MARK), MARK)
+        names, seeds = names | set(before.runs), seeds | set(before.each_seed())
+    runs = [*(folder / run_folder(name) for name in sorted(names)), folder]
+    places = [place for run in runs for place in (*(run / f"seed{seed}" for seed in sorted(seeds)), run)]
+    return [place for place in places if place.is_dir()]
 
 
 def _forget(place: Path) -> None:
@@ -473,6 +600,7 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
         "model": result["model"],
         "params": result["params"],
         "top-1 %": result["top1"],
+        **({} if result.get("published") is None else {"published %": result["published"]}),
         "entropy": teacher["entropy"][0] if teacher else None,
         "images/s": result.get("images_per_s"),
         "seconds": result.get("seconds"),

@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,7 @@ class Trainer:
             self.sums.add(batch, loss.detach(), terms, logits)
             first, end = stream.plan.bounds(step)
             waited = clock.tick(end - first)
-            self.display.step(step, lambda loss=loss, terms=terms: self._shown(stage, loss, terms), end - first, waited)
+            self.display.step(step, partial(self._shown, stage, loss, terms), end - first, waited)
             if groups.closes and self._must_stop(step):
                 self._check_finite(stage, pending)
                 clock.count(state)

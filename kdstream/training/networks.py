@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kdstream import recipe as settings
+from kdstream.addresses import is_published
 from kdstream.batch import SMALLEST_STD, Outputs
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
 from kdstream.models import build
+from kdstream.models.download import Unavailable
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
+from kdstream.models.published import find
 from kdstream.models.taps import Tapped
+from kdstream.notes import about_of, taps_of
+from kdstream.tap_names import spelled_out
 
 
 @dataclass
@@ -47,6 +53,9 @@ class Converted(nn.Module):
         data: whose mean and std the incoming images were standardised with.
         mean, std: the teacher's.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, network: Tapped, data: ShardSet, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -93,7 +102,8 @@ def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str
             if classes is None:
                 network = load_network(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
             else:
-                network, network.about["note"] = _load_for(classes, wanted, "student")
+                network, note = _load_for(classes, wanted, "student")
+                about_of(network)["note"] = note
             check_finite(network)
             return network
     if wanted.classes is not None:
@@ -112,6 +122,7 @@ def make_teacher(wanted: settings.Teacher, num_classes: int, classes: Sequence[s
         classes: names of the data's C classes, in whose order the teacher then answers; None: nobody knows them.
 
     Raises:
+        Unavailable: published weights, or those of an address, cannot be had.
         UserError: no weights; weights of another architecture, for other classes, or not finite.
     """
     need_weights(wanted, "teacher")
@@ -120,7 +131,7 @@ def make_teacher(wanted: settings.Teacher, num_classes: int, classes: Sequence[s
             f"teacher {wanted.model} has no weights: give teacher.weights=FILE, or teacher.train={{}} to train it"
         )
     note = None
-    with _named("teacher"):
+    with _named("teacher"), _or_trained(wanted):
         if classes is None:
             network = load_teacher(wanted.weights, num_classes, model=wanted.model, options=wanted.options)
         else:
@@ -129,6 +140,23 @@ def make_teacher(wanted: settings.Teacher, num_classes: int, classes: Sequence[s
         check_finite(network)
     mean, std = (getattr(wanted, name) or _channels(network, name) for name in ("mean", "std"))
     return Teacher(network, wanted, mean, std, weights_hash(network), note)
+
+
+def trained_here(wanted: settings.Teacher) -> settings.Teacher | None:
+    """The teacher as ``teacher.train`` trains it; None where it is given by weights that it does not stand in for.
+
+    Raises:
+        UserError: unknown published weights.
+    """
+    if wanted.train is None or not (wanted.weights is None or is_published(wanted.weights)):
+        return None
+    if wanted.weights is None:
+        return wanted
+    spec = {key: value for key, value in find(wanted.weights).network.items() if key != "num_classes"}
+    name = spec.pop("name")
+    # What the recipe says of the published one's images and classes does not hold for another.
+    others = {"weights": None, "classes": None, "mean": None, "std": None}
+    return wanted.model_copy(update={**others, "model": name, "options": {**wanted.options, **spec}})
 
 
 def _load_for(classes: Sequence[str], wanted: settings.Model, role: str) -> tuple[nn.Module, str | None]:
@@ -143,10 +171,10 @@ def tapped(network: nn.Module, taps: Sequence[str], wanted: settings.Model) -> T
     Raises:
         UserError: a tap that neither knows.
     """
-    names = list(dict.fromkeys(taps))
+    known = {**taps_of(network), **wanted.taps}
+    names = list(dict.fromkeys(name for tap in taps for name in spelled_out(tap, known)))
     if not wanted.taps:
         return Tapped(network, names)
-    known = {**getattr(network, "taps", {}), **wanted.taps}
     missing = [name for name in names if name not in known]
     if missing:
         raise UserError(f"unknown tap {missing[0]!r}: known are {', '.join(known)}; the recipe's taps: can add it")
@@ -184,15 +212,30 @@ def check_finite(network: nn.Module) -> None:
 
 
 @contextlib.contextmanager
+def _or_trained(wanted: settings.Teacher) -> Iterator[None]:
+    """Says of published weights that cannot be had what else there is."""
+    try:
+        yield
+    except Unavailable as error:
+        if is_published(wanted.weights) and wanted.train is None:
+            raise Unavailable(f"{error}, or say how to train such a teacher here, as teacher.train={{}}") from error
+        raise
+
+
+@contextlib.contextmanager
 def _named(place: str) -> Iterator[None]:
     """Says in every message which part of the recipe it is about."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+        kind = Unavailable if isinstance(error, Unavailable) else UserError
+        raise kind(f"{place}: {error}") from error
 
 
-def _channels(network: nn.Module, name: str) -> tuple[float, float, float] | None:
+def _channels(network: nn.Module, name: Literal["mean", "std"]) -> tuple[float, float, float] | None:
     """The ``mean`` or ``std`` that came with the weights; None where none did."""
-    values = network.about[name]
-    return None if values is None else tuple(values)
+    values = about_of(network)[name]
+    if values is None:
+        return None
+    red, green, blue = values
+    return red, green, blue

@@ -12,6 +12,7 @@ from kdstream import recipe as settings
 from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
+from kdstream.notes import spec_of
 from kdstream.recipe import Recipe
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
@@ -96,7 +97,7 @@ def _rehearse(
     network = setup.networks["student"]
     if val is not None:
         _try_evaluation(recipe, val, accelerator, list(setup.networks.values()))
-    if recipe.export_network == "best" and any(peer.spec != network.spec for peer in setup.networks.values()):
+    if recipe.export_network == "best" and any(spec_of(peer) != spec_of(network) for peer in setup.networks.values()):
         return None
     exported = settings.Teacher(taps=recipe.student.taps)
     return Teacher(network.requires_grad_(False).eval().cpu(), exported, None, None, hash="")

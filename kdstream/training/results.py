@@ -18,6 +18,7 @@ from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.models.export import save_student
+from kdstream.notes import architecture
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.evaluate import evaluate
 from kdstream.training.folder import BEST, PEERS, RESULT, Identity
@@ -50,7 +51,7 @@ class Results:
     def reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
         several = self.accelerator.num_processes > 1
-        return self.accelerator.reduce(tensor) if several else tensor  # type: ignore[return-value]  # reduce is untyped
+        return self.accelerator.reduce(tensor) if several else tensor
 
     # --- an epoch
 
@@ -247,7 +248,7 @@ class Results:
         network: nn.Module = self.setup.networks[name]
         model = self.identity.recipe.student.model if name in ("student", "ema") else None
         return {
-            "model": model or network.spec["name"],
+            "model": model or architecture(network),
             "params": sum(parameter.numel() for parameter in network.parameters()),
         }
 

@@ -19,6 +19,7 @@ from kdstream.hashing import network_name
 from kdstream.models import build
 from kdstream.models.pretrained import without_weights
 from kdstream.models.taps import Tapped
+from kdstream.notes import about_of
 from kdstream.objectives import Loss, Task, parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
@@ -107,7 +108,8 @@ def set_up(
     chain = training_chain(recipe, loss.uses_teacher)
     refuse_mixed(loss, chain)
     chain = uncoded(chain) if rehearsal else chain
-    network_of_teacher, given = None, {}
+    network_of_teacher: Tapped | None = None
+    given: dict[str, Any] = {}
     if teacher is not None and loss.uses_teacher:
         compiled = recipe.compile and not rehearsal
         network_of_teacher, given = _answering_teacher(teacher, recipe, loss, train, accelerator, layout, compiled)
@@ -133,7 +135,7 @@ def set_up(
     if rehearsal and wanted.model is not None:
         wanted = wanted.model_copy(update={"options": without_weights(wanted.model, wanted.options)})
     network = make_student(wanted, train.num_classes, train.classes)
-    note = getattr(network, "about", {}).get("note")
+    note = about_of(network).get("note")
     statistics = (given["teacher_mean"], given["teacher_std"]) if network_of_teacher is not None else None
     network, student, asked_teacher, smallest = prepare(
         network, wanted, network_of_teacher, statistics, loss, probe, train, recipe, world, stream.plan.group

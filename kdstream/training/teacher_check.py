@@ -14,9 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from kdstream.addresses import is_published
 from kdstream.atomic import write_atomic
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
+from kdstream.models.published import comparable, difference, find
+from kdstream.notes import architecture, spec_of
 from kdstream.recipe import Recipe
 from kdstream.stream.stream import Stream
 from kdstream.training.chains import evaluation_chain
@@ -50,16 +53,18 @@ def check_teacher(
 
     Returns:
         As the ``result.json`` of a training: name, model, params, top1, top5 (percent); and ``warning``, what makes one
-        doubt that the teacher and the data fit (None: nothing).
+        doubt that the teacher and the data fit (None: nothing). Of published weights also ``published``, their accuracy
+        as published (percent; None: for another number of classes), and ``difference``, what to say where it is another
+        here (None: nothing).
     """
     key = _key(teacher, recipe, val)
     # All processes do what the first of them found.
     (found,) = broadcast_object_list([_read(folder / TEACHER_FILE, key)])
     if found is not None:
-        return found
+        return {**found, **_as_published(teacher, found["top1"], val)}
     with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
         measured, confusion = _measure(teacher, recipe, val, accelerator, display)
-    name = teacher.settings.model or teacher.network.spec["name"]
+    name = teacher.settings.model or architecture(teacher.network)
     found = {
         "name": f"teacher {name}",
         "model": name,
@@ -70,13 +75,38 @@ def check_teacher(
     }
     if accelerator.is_main_process:
         write_atomic(folder / TEACHER_FILE, (json.dumps({"key": key, **found}, indent=2) + "\n").encode())
-    return found
+    return {**found, **_as_published(teacher, measured["top1"], val)}
+
+
+def note_absence(folder: Path, weights: str, why: str) -> None:
+    """Write down that published weights could not be had, so that this job goes on with the teacher that it trains."""
+    write_atomic(folder / TEACHER_FILE, (json.dumps({"absent": {weights: why}}, indent=2) + "\n").encode())
+
+
+def noted_absence(folder: Path, weights: str) -> str | None:
+    """Why this job, when it began, trained its teacher instead of taking published weights; None: it did not."""
+    try:
+        return str(json.loads((folder / TEACHER_FILE).read_text(encoding="utf-8"))["absent"][weights])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _as_published(teacher: Teacher, top1: float, val: ShardSet) -> dict[str, Any]:
+    """What compares it with what was published of it; nothing for other weights."""
+    weights = teacher.settings.weights
+    if not is_published(weights):
+        return {}
+    wanted = find(str(weights))
+    return {
+        "published": comparable(wanted, val.num_classes),
+        "difference": difference(wanted, top1, val.split, val.num_classes),
+    }
 
 
 def _key(teacher: Teacher, recipe: Recipe, val: ShardSet) -> str:
     """Names all that decides the numbers."""
     images = [val.fingerprint, val.mean, val.std, recipe.stream, recipe.eval_stream, recipe.precision]
-    deciding = [teacher.hash, teacher.network.spec, teacher.mean, teacher.std, val.num_classes, *images]
+    deciding = [teacher.hash, spec_of(teacher.network), teacher.mean, teacher.std, val.num_classes, *images]
     return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
 
 
@@ -96,16 +126,16 @@ def _measure(
     several = accelerator.num_processes > 1
 
     def reduce(values: Tensor) -> Tensor:
-        return accelerator.reduce(values) if several else values  # type: ignore[return-value]
+        return accelerator.reduce(values) if several else values
 
     given = {"mean": teacher.mean or val.mean, "std": teacher.std or val.std}
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes, "device": device}
     stream = Stream(val, recipe.eval_batch_size, train=False, workers=recipe.workers, given=given, **place)
     stream = stream | evaluation_chain(recipe)
     network = teacher.network.to(device)
-    classes = int(network.spec["num_classes"])
+    classes = int(spec_of(network)["num_classes"])
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    name = f"evaluation of the teacher {network.spec['name']}"
+    name = f"evaluation of the teacher {architecture(network)}"
     with display.task(name, stream.plan.size) as task, accelerator.autocast():
         measured = evaluate(network, stream, reduce, task.advance, confusion)
     network.cpu()

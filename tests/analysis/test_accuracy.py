@@ -23,16 +23,6 @@ MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.25)
 
 
 @pytest.fixture(scope="module")
-def network():
-    """A random resnet8 whose answers differ from image to image."""
-    torch.manual_seed(0)
-    network = build("resnet8", 10).eval()
-    with torch.no_grad():
-        network.get_submodule(network.classifier_path).weight *= 20
-    return network
-
-
-@pytest.fixture(scope="module")
 def val(digits):
     return open_shards(digits / "val")
 
@@ -140,16 +130,10 @@ def test_limit_takes_exactly_so_many_of_all_classes(network, val):
     assert one.per_class.count(None) == 9
 
 
-def test_fewer_than_five_classes_and_images_of_different_sizes(tmp_path):
-    for i, side in enumerate((20, 31, 40, 24)):
-        folder = tmp_path / "in" / f"class{i % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side, side + i), (60 * i, 0, 0)).save(folder / f"{i}.png")
-    make_shards(f"imagefolder:{tmp_path / 'in'}", tmp_path / "set", processes=1)
-    shards = open_shards(tmp_path / "set" / "train")
+def test_fewer_than_five_classes_and_images_of_different_sizes(uneven):
     with pytest.raises(UserError, match="differ in size"):
-        accuracy(build("resnet8", 2), shards, MEAN, STD)
-    assert accuracy(build("resnet8", 2), shards, MEAN, STD, size=16).top5 == 100
+        accuracy(build("resnet8", 2), uneven, MEAN, STD)
+    assert accuracy(build("resnet8", 2), uneven, MEAN, STD, size=16).top5 == 100
 
 
 def test_networks_that_do_not_fit(network, val):

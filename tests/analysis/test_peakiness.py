@@ -15,7 +15,6 @@ from torch import nn
 
 from kdstream.analysis.peakiness import BINS, Moments, figure, peakiness
 from kdstream.batch import Outputs
-from kdstream.convert.make_shards import make_shards
 from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.models import build
@@ -24,16 +23,6 @@ from kdstream.stream.coded import fixed, random
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.25)
 QUALITIES = range(0, 101, 10)
-
-
-@pytest.fixture(scope="module")
-def network():
-    """A random resnet8 whose answers differ from image to image."""
-    torch.manual_seed(0)
-    network = build("resnet8", 10).eval()
-    with torch.no_grad():
-        network.get_submodule(network.classifier_path).weight *= 20
-    return network
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +139,12 @@ def test_limit_takes_exactly_so_many_of_all_classes(network, train):
     assert once.qualities == again.qualities
 
 
-def test_size_for_photographs_of_different_sizes(network, tmp_path):
-    for i, side in enumerate((20, 31, 40, 24)):
-        folder = tmp_path / "in" / f"class{i % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 256, (side, side + i, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    make_shards(f"imagefolder:{tmp_path / 'in'}", tmp_path / "set", processes=1)
-    shards = open_shards(tmp_path / "set" / "train")
+def test_size_for_photographs_of_different_sizes(uneven):
     teacher = Tapped(build("resnet8", 2))
     with pytest.raises(UserError, match="differ in size"):
-        peakiness(teacher, shards, MEAN, STD)
-    result = peakiness(teacher, shards, MEAN, STD, size=16)
-    assert result.samples == len(shards)
+        peakiness(teacher, uneven, MEAN, STD)
+    result = peakiness(teacher, uneven, MEAN, STD, size=16)
+    assert result.samples == len(uneven)
 
 
 def test_teachers_that_do_not_fit(network, train):

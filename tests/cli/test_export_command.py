@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
+from commands import refused
+from onnx_files import answer, images
 
 from kdstream.cli.export import main
 from kdstream.models import build
@@ -17,15 +18,6 @@ from kdstream.models.export import save_student
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "export_onnx.py"
 MEAN, STD, CLASSES = (0.2, 0.3, 0.4), (0.3, 0.2, 0.1), [f"class {i}" for i in range(10)]
-
-
-def images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def answer(path: Path, x: torch.Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"images": x.numpy()})[0]
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +65,15 @@ def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
     np.testing.assert_allclose(answer(tmp_path / "run" / "student.onnx", images(3)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_interrupted(monkeypatch, capsys):
+def test_interrupted(monkeypatch, run_main):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kdstream.models.export.load_student", interrupt)
-    assert main(["run"]) == 130
-    assert capsys.readouterr() == ("", "interrupted: nothing written\n")
+    assert run_main(main, "run") == (130, "", "interrupted: nothing written\n")
 
 
-def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, capsys):
+def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, run_main):
     save_student(tmp_path / "run", resnet)
     for arguments, says in (
         ([tmp_path / "nowhere"], "no such folder"),
@@ -94,9 +85,5 @@ def test_mistakes_give_one_line_and_exit_code_2(resnet, tmp_path, capsys):
         ([tmp_path / "run", "--bogus"], "unrecognized arguments: --bogus; see --help"),
         ([], "the following arguments are required: RUN; see --help"),
     ):
-        assert main([str(argument) for argument in arguments]) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert err.startswith("error: ")
-        assert says in err
+        refused(run_main(main, *arguments), says)
     assert not list(tmp_path.rglob("*.onnx"))

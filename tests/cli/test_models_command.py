@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from commands import refused
 
 from kdstream.cli.models import main, readable, shortened
 from kdstream.models import MODELS
+from kdstream.models.download import cached
+from kdstream.models.published import known
 
 
 @pytest.fixture(autouse=True)
@@ -54,21 +57,41 @@ def test_json(capsys):
     assert data["models"]["resnet8"]["taps"]["block2"] == {"path": "layer2", "shape": [32, 32, 32]}
 
 
-@pytest.mark.parametrize("arguments", [["resnet9"], ["vgg8", "--size", "4"], ["resnet8", "vgg8", "--json", "--size=1"]])
-def test_mistakes(arguments, capsys):
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.startswith("error: ")
-    assert len(captured.err.splitlines()) == 1
+def test_published_weights(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    one = known()["resnet34@imagenet"]
+    cached(one.address).parent.mkdir(parents=True)
+    cached(one.address).touch()
+    assert main(["--published"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.strip().startswith("published:")]
+    assert [row[:2] for row in rows] == [[f"published:{name}", f"{each.top1:.2f}"] for name, each in known().items()]
+    assert [row[0] for row in rows if row[2] == "yes"] == ["published:resnet34@imagenet"]
+    assert main(["--published", "--json"]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == known().keys()
+    assert listed["resnet34@imagenet"]["address"] == one.address
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["resnet9"],
+        ["vgg8", "--size", "4"],
+        ["resnet8", "vgg8", "--json", "--size=1"],
+        ["--published", "resnet56"],
+        ["--published", "--taps"],
+    ],
+)
+def test_mistakes(arguments, run_main):
+    refused(run_main(main, *arguments), "")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
-def test_sizes_that_are_none(value, capsys):
-    assert main([f"--size={value}"]) == 2
-    captured = capsys.readouterr()
-    assert captured.err == f"error: argument --size: {value!r} is no positive whole number; see --help\n"
-    assert not captured.out
+def test_sizes_that_are_none(value, run_main):
+    line = f"error: argument --size: {value!r} is no positive whole number; see --help\n"
+    assert run_main(main, f"--size={value}") == (2, "", line)
 
 
 @pytest.mark.parametrize(
@@ -80,19 +103,16 @@ def test_sizes_that_are_none(value, capsys):
         (["--taps", "--json"], "argument --json: not allowed with argument --taps"),
     ],
 )
-def test_bad_options(arguments, part, capsys):
-    assert main(arguments) == 2
-    assert capsys.readouterr().err == f"error: {part}; see --help\n"
+def test_bad_options(arguments, part, run_main):
+    assert run_main(main, *arguments) == (2, "", f"error: {part}; see --help\n")
 
 
-def test_interrupted(monkeypatch, capsys):
+def test_interrupted(monkeypatch, run_main):
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kdstream.models.macs.cost", interrupt)
-    assert main(["resnet8"]) == 130
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "interrupted\n")
+    assert run_main(main, "resnet8") == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,25 @@
-"""make_shards, the command: the same bytes however it is run, interrupted or not; and what it prints."""
+"""make_shards, the command: killed or interrupted it goes on, what it prints, and whose folders it leaves alone."""
 
 from __future__ import annotations
 
-import filecmp
-import io
 import json
 import os
 import random
 import signal
-import site
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
+from commands import one_line, run_from_a_clone
 from PIL import Image
-from rich.console import Console
+from tars import assert_same_files
 
 from kdstream.cli.shards import main
 from kdstream.convert import make_shards as convert
-from kdstream.convert.make_shards import make_shards, parse_size
+from kdstream.convert.make_shards import make_shards
 from kdstream.data.shards import open_shards
 from kdstream.data.verify import verify
 from kdstream.errors import UserError
@@ -30,55 +28,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_shards.py"
 
 
 @pytest.fixture
-def run(capsys):
-    """Run the command here; gives (exit code, what it printed, its error line)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    """Two classes of 150 images."""
-    root = tmp_path_factory.mktemp("source")
-    for c, name in enumerate(("cat", "dog")):
-        (root / name).mkdir()
-        for i in range(150):
-            pixels = np.random.default_rng(1000 * c + i).integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i:03d}.jpg")
-    return root
-
-
-@pytest.fixture(scope="module")
-def reference(source, tmp_path_factory) -> Path:
-    dest = tmp_path_factory.mktemp("reference") / "set"
-    make_shards(f"imagefolder:{source}", dest, shard_count=12, processes=1)
-    return dest
-
-
-def assert_same(first: Path, second: Path) -> None:
-    names = sorted(os.listdir(first))
-    assert names == sorted(os.listdir(second))
-    assert filecmp.cmpfiles(first, second, names, shallow=False) == (names, [], [])
-
-
-def one_line(text: str) -> str:
-    assert text.startswith(("error: ", "interrupted: ", "terminated: "))
-    assert text.count("\n") == 1
-    return text
-
-
-# ---- the same bytes
-
-
-@pytest.mark.parametrize("processes", [2, 5])
-def test_any_number_of_processes_gives_the_same_bytes(source, reference, tmp_path, processes):
-    make_shards(f"imagefolder:{source}", tmp_path / "set", shard_count=12, processes=processes)
-    assert_same(reference, tmp_path / "set")
+def run(run_main):
+    return partial(run_main, main)
 
 
 def start(*arguments, **options) -> subprocess.Popen:
@@ -92,11 +43,11 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_killed_and_continued_gives_the_same_bytes(source, reference, tmp_path):
+def test_killed_and_continued_gives_the_same_bytes(photos, photo_shards, tmp_path):
     """kill -9 once a number of shards is finished, four times, with various numbers of processes; what was finished
     stays. The killed process's workers have to end by themselves."""
     dest, rng = tmp_path / "set", random.Random(0)
-    arguments = (f"imagefolder:{source}", dest, "--shard-count", 12)
+    arguments = (f"imagefolder:{photos}", dest, "--shard-count", 12)
     kept: dict[str, int] = {}
     for wanted in (1, 3, 6, 9):
         process = start(*arguments, "--processes", rng.choice([1, 2, 3]))
@@ -116,7 +67,7 @@ def test_killed_and_continued_gives_the_same_bytes(source, reference, tmp_path):
         assert process.wait() == 0, process.stderr.read()
     for name, stamp in kept.items():
         assert (dest / name).stat().st_mtime_ns == stamp
-    assert_same(reference, dest)
+    assert_same_files(photo_shards, dest)
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
@@ -138,28 +89,12 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert len(list(dest.glob("*.tar"))) < 30
 
 
-def test_killed_at_the_end_the_same_command_succeeds(source, reference, tmp_path, monkeypatch):
-    """Between dataset.json and the removal of the work folder."""
-
-    def killed(folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    arguments = {"source": f"imagefolder:{source}", "dest": tmp_path / "set", "shard_count": 12}
-    with monkeypatch.context() as patch:
-        patch.setattr(convert, "_remove_work", killed)
-        with pytest.raises(KeyboardInterrupt):
-            make_shards(**arguments)
-    assert (tmp_path / "set" / ".making").is_dir()
-    assert make_shards(**arguments).converted == 0
-    assert_same(reference, tmp_path / "set")
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_interrupted_says_how_to_go_on(source, reference, tmp_path, processes, sent, code, word):
+def test_interrupted_says_how_to_go_on(photos, photo_shards, tmp_path, processes, sent, code, word):
     for attempt in range(10):  # on a busy machine a conversion may end before it is interrupted
         dest = tmp_path / f"set{attempt}"
-        process = start(f"imagefolder:{source}", dest, "--shard-count", 12, "--processes", processes)
+        process = start(f"imagefolder:{photos}", dest, "--shard-count", 12, "--processes", processes)
         while process.poll() is None and not list(dest.glob("*.tar")):
             time.sleep(0.001)
         process.send_signal(getattr(signal, sent))
@@ -168,106 +103,21 @@ def test_interrupted_says_how_to_go_on(source, reference, tmp_path, processes, s
             break
     assert process.returncode == code
     assert one_line(errors) == (f"{word}: finished shards are kept, run the same command again to continue\n")
-    result = make_shards(f"imagefolder:{source}", dest, shard_count=12)
+    result = make_shards(f"imagefolder:{photos}", dest, shard_count=12)
     assert result.kept_shards >= 1
-    assert_same(reference, dest)
+    assert_same_files(photo_shards, dest)
 
 
-def test_output_that_cannot_be_written(source, tmp_path):
+def test_output_that_cannot_be_written(photos, tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, SCRIPT, f"imagefolder:{source}", tmp_path / "set"],
+            [sys.executable, SCRIPT, f"imagefolder:{photos}", tmp_path / "set"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
         )
     assert done.returncode == 2
     assert done.stderr == "error: cannot write the output: No space left on device\n"
-
-
-def test_a_worker_that_dies_is_told_and_the_rest_continues(source, reference, tmp_path, monkeypatch):
-    real, parent = convert.write_shard, os.getpid()
-
-    def write_shard(images, path, *rest):
-        if os.getpid() != parent and path.name == "train-000007.tar":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(images, path, *rest)
-
-    arguments = {"source": f"imagefolder:{source}", "dest": tmp_path / "set", "shard_count": 12}
-    with monkeypatch.context() as patch:
-        patch.setattr(convert, "write_shard", write_shard)
-        with pytest.raises(UserError, match="exit code -9"):
-            make_shards(**arguments, processes=2)
-    make_shards(**arguments)
-    assert_same(reference, tmp_path / "set")
-
-
-# ---- options
-
-
-def test_order_and_limit(source, reference, tmp_path):
-    first, other = tmp_path / "first", tmp_path / "other"
-    make_shards(f"imagefolder:{source}", first, shard_count=1, limit=40)
-    make_shards(f"imagefolder:{source}", other, shard_count=1, limit=40, seed=1)
-    whole = [open_shards(reference / "train").key(i) for i in range(300)]
-    keys = [open_shards(first / "train").key(i) for i in range(40)]
-    assert keys == whole[:40]
-    assert keys != [open_shards(other / "train").key(i) for i in range(40)]
-    labels = open_shards(first / "train").labels
-    assert 10 <= int(labels.sum()) <= 30  # a shuffle, not the first class
-
-
-def test_shard_size(source, tmp_path):
-    make_shards(f"imagefolder:{source}", tmp_path / "set", shard_size=100_000)
-    sizes = [path.stat().st_size for path in (tmp_path / "set").glob("*.tar")]
-    assert len(sizes) > 4
-    assert max(sizes) < 110_000
-    counts = [shard.count for shard in convert.load_dataset_info(tmp_path / "set").splits["train"].shards]
-    assert max(counts) - min(counts) <= 1
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("100M", 10**8), ("2.5G", 25 * 10**8), ("7k", 7000), ("512", 512), ("1MB", 10**6)]
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "M", "12X", "-3M", "0", "1e5"])
-def test_no_sizes(text):
-    with pytest.raises(UserError, match="is no size"):
-        parse_size(text)
-
-
-def test_dataset_json_says_how_it_was_made(source, reference):
-    info = json.loads((reference / "dataset.json").read_bytes())
-    assert info["schema"] == 1
-    assert info["classes"] == ["cat", "dog"]
-    assert info["source"] == f"imagefolder:{source}"
-    assert info["made"]["by"].startswith("kdstream ")
-    assert info["made"]["options"]["seed"] == 0
-    train = info["splits"]["train"]
-    assert train["count"] == 300 == sum(shard["count"] for shard in train["shards"])
-    assert train["image_size"] == {"min": [16, 16], "max": [16, 16]}
-    assert len(train["shards"]) == 12
-    assert train["skipped"] == []
-
-
-# ---- unreadable images
-
-
-@pytest.fixture
-def damaged(tmp_path) -> Path:
-    root = tmp_path / "damaged"
-    for name in ("cat", "dog"):
-        (root / name).mkdir(parents=True)
-        for i in range(6):
-            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(root / name / f"{i}.png")
-    (root / "cat" / "text.jpg").write_text("hello")
-    cut = (root / "dog" / "5.png").read_bytes()
-    (root / "dog" / "cut.png").write_bytes(cut[: len(cut) // 2])
-    (root / "dog" / "empty.png").write_bytes(b"")
-    return root
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -288,21 +138,6 @@ def test_an_unreadable_image_stops_and_can_be_skipped(run, damaged, tmp_path, pr
     assert skipped == {str(damaged / name) for name in ("cat/text.jpg", "dog/cut.png", "dog/empty.png")}
     assert len(open_shards(dest / "train")) == 12
     assert verify(dest).samples == 12
-
-
-def test_skipped_images_do_not_slip_through_a_run_that_stops(damaged, tmp_path, monkeypatch):
-    """Half made with skip, continued without: the skipped image is reported, not accepted."""
-    arguments = {"source": f"imagefolder:{damaged}", "dest": tmp_path / "set", "shard_count": 4, "processes": 1}
-
-    def killed(folder, job):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(convert, "_finish_split", killed)
-        with pytest.raises(KeyboardInterrupt):
-            make_shards(**arguments, on_error="skip")
-    with pytest.raises(UserError, match="cannot read image"):
-        make_shards(**arguments)
 
 
 def test_photographs_that_cannot_be_read_stop_before_anything_is_written(run, damaged, tmp_path):
@@ -355,45 +190,9 @@ def test_a_bound_on_pixels(run, tmp_path, monkeypatch):
     assert run(*arguments, "--max-pixels", 0)[0] == 2
 
 
-def test_no_readable_image_at_all(tmp_path):
-    (tmp_path / "in" / "cat").mkdir(parents=True)
-    (tmp_path / "in" / "cat" / "1.jpg").write_text("hello")
-    with pytest.raises(UserError, match="none of the images of split 'train' could be read"):
-        make_shards(f"imagefolder:{tmp_path / 'in'}", tmp_path / "set", on_error="skip")
-
-
-def test_other_formats_and_rotations_pass_through(tmp_path):
-    folder = tmp_path / "in" / "cat"
-    folder.mkdir(parents=True)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown rotated by a quarter
-    image.save(folder / "turned.jpg", exif=exif)
-    image.save(folder / "web.webp", lossless=True)
-    image.convert("CMYK").save(folder / "cmyk.jpg")
-    image.convert("RGBA").save(folder / "alpha.png")
-    image.convert("P").save(folder / "few.gif")
-    image.save(folder / "bits.BMP")
-    made = make_shards(f"imagefolder:{tmp_path / 'in'}", tmp_path / "set")
-    split = made.info.splits["train"]
-    assert (split.image_size.min, split.image_size.max) == ((6, 6), (9, 9))  # one of them is upright, and so counted
-    assert split.adjusted == {"orientation": 1}
-    assert any("1 are turned upright, as their EXIF data says" in note for note in made.notes)
-    shards = open_shards(tmp_path / "set" / "train")
-    files = {f"cat/{path.stem}": path for path in folder.iterdir()}
-    for i in range(len(shards)):
-        sample = shards.read(i)
-        path = files.pop(sample["__key__"])
-        assert sample[path.suffix[1:].lower()] == path.read_bytes()
-    assert not files
-
-
-# ---- what stands in the folder
-
-
-def test_a_finished_set_is_replaced_by_force_only(run, source, tmp_path):
+def test_a_finished_set_is_replaced_by_force_only(run, photos, tmp_path):
     dest = tmp_path / "set"
-    arguments = (f"imagefolder:{source}", dest, "--limit", 20)
+    arguments = (f"imagefolder:{photos}", dest, "--limit", 20)
     assert run(*arguments, "--shard-count", 3)[0] == 0
     (dest / "mine.txt").write_text("stays")
     code, _, error = run(*arguments)
@@ -404,7 +203,7 @@ def test_a_finished_set_is_replaced_by_force_only(run, source, tmp_path):
     assert sorted(os.listdir(dest)) == ["dataset.json", "mine.txt", "train-000000.tar", "train.index.npz"]
 
 
-def test_a_half_made_folder_belongs_to_its_command(run, source, tmp_path, monkeypatch):
+def test_a_half_made_folder_belongs_to_its_command(run, photos, tmp_path, monkeypatch):
     dest = tmp_path / "set"
 
     def killed(folder, job):
@@ -412,32 +211,16 @@ def test_a_half_made_folder_belongs_to_its_command(run, source, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(convert, "_finish_split", killed)
-        code, _, error = run(f"imagefolder:{source}", dest, "--limit", 20)
+        code, _, error = run(f"imagefolder:{photos}", dest, "--limit", 20)
     assert code == 130
     assert "interrupted" in one_line(error)
-    code, _, error = run(f"imagefolder:{source}", dest, "--limit", 20, "--seed", 4)
+    code, _, error = run(f"imagefolder:{photos}", dest, "--limit", 20, "--seed", 4)
     assert code == 2
     assert "half-made by another command (seed 0, now 4)" in one_line(error)
-    assert run(f"imagefolder:{source}", dest, "--limit", 20, "--seed", 4, "--force")[0] == 0
+    assert run(f"imagefolder:{photos}", dest, "--limit", 20, "--seed", 4, "--force")[0] == 0
 
 
-def test_a_source_that_changed_meanwhile(damaged, tmp_path, monkeypatch):
-    for name in ("cat/text.jpg", "dog/cut.png", "dog/empty.png"):
-        (damaged / name).unlink()
-
-    def killed(folder, job):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(convert, "_finish_split", killed)
-        with pytest.raises(KeyboardInterrupt):
-            make_shards(f"imagefolder:{damaged}", tmp_path / "set")
-    os.utime(damaged / "cat" / "0.png", ns=(5, 5))
-    with pytest.raises(UserError, match="the source has changed since"):
-        make_shards(f"imagefolder:{damaged}", tmp_path / "set")
-
-
-def test_folders_of_others_are_left_alone(run, source, tmp_path):
+def test_folders_of_others_are_left_alone(run, photos, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train-000000.tar").write_bytes(b"theirs")
     (tmp_path / "styled").mkdir()
@@ -449,29 +232,15 @@ def test_folders_of_others_are_left_alone(run, source, tmp_path):
         ("file", "is a file"),
         ("file/below", "cannot write to"),
     ):
-        code, _, error = run(f"imagefolder:{source}", tmp_path / dest, "--force")
+        code, _, error = run(f"imagefolder:{photos}", tmp_path / dest, "--force")
         assert code == 2
         assert expected in one_line(error)
     assert (tmp_path / "other" / "train-000000.tar").read_bytes() == b"theirs"
     assert (tmp_path / "styled" / "dataset.json").read_text() == '{"labels": []}'
-    code, _, error = run(f"imagefolder:{source}", source / "shards")
+    code, _, error = run(f"imagefolder:{photos}", photos / "shards")
     assert code == 2
     assert "lies inside the source" in one_line(error)
-    assert not (source / "shards").exists()
-
-
-def test_two_at_once_in_one_folder(source, tmp_path, monkeypatch):
-    import fcntl
-
-    (tmp_path / "set" / ".making").mkdir(parents=True)
-    monkeypatch.setattr(convert, "LOCK_SECONDS", 0.3)
-    with open(tmp_path / "set" / ".making" / "lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # as kdstream of old holds it, too
-        with pytest.raises(UserError, match="another make_shards is writing"):
-            make_shards(f"imagefolder:{source}", tmp_path / "set")
-
-
-# ---- the command line
+    assert not (photos / "shards").exists()
 
 
 @pytest.mark.parametrize(
@@ -479,7 +248,7 @@ def test_two_at_once_in_one_folder(source, tmp_path, monkeypatch):
     [
         ([], "name a SOURCE and a DEST"),
         (["digits"], "name a SOURCE and a DEST"),
-        (["foo", "DEST"], "unknown source 'foo': known: cifar10, cifar100, csv, digits, imagefolder"),
+        (["foo", "DEST"], "unknown source 'foo': known: cifar10, cifar100, cifar100c, cifar10c, csv, cub200, "),
         (["digits", "DEST", "--nope"], "unrecognized arguments: --nope; see --help"),
         (["digits", "DEST", "--split", "test"], "has no split 'test': found train, val"),
         (["digits", "DEST", "--limit", "0"], "the limit must be at least 1"),
@@ -500,13 +269,7 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, arguments, expected):
 
 
 def test_from_a_clone_without_installation(tmp_path):
-    """-S with the packages' folder on the path: kdstream's own (editable) installation is not seen."""
-    packages = site.getsitepackages()[0]
-    script = f"import sys, runpy; sys.path.append({packages!r}); sys.argv[0] = {str(SCRIPT)!r}; "
-    script += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    arguments = ["digits", str(tmp_path / "digits"), "--limit", "30"]
-    command = [sys.executable, "-S", "-c", script, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_from_a_clone(SCRIPT, "digits", str(tmp_path / "digits"), "--limit", "30", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(open_shards(tmp_path / "digits" / "val")) == 30
 
@@ -532,11 +295,3 @@ def test_summary_and_verify(run, tmp_path, monkeypatch):
     code, _, error = run("--verify", dest)
     assert code == 2
     assert "val-000000.tar is damaged: its checksum differs" in one_line(error)
-
-
-def test_progress_is_shown_on_the_console_that_is_given(source, tmp_path):
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
-    make_shards(f"imagefolder:{source}", tmp_path / "set", shard_count=4, processes=2, console=console)
-    assert "300/300" in screen.getvalue()
-    assert "images/s" in screen.getvalue()

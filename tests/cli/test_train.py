@@ -23,7 +23,7 @@ import kdstream as kd
 from kdstream.cli import train
 from kdstream.data.shards import open_shards
 from kdstream.models import build
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.metrics import read_metrics
 
@@ -251,7 +251,7 @@ def test_interrupted_before_the_training(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdstream.recipe.load_recipe", interrupt)
+    monkeypatch.setattr("kdstream.recipe_file.load_recipe", interrupt)
     assert train.main([]) == 130
     assert capsys.readouterr().err == "interrupted; the same command continues\n"
 
@@ -260,7 +260,7 @@ def test_a_disk_error_of_anything_is_one_line(monkeypatch, capsys):
     def fail(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/birds")
 
-    monkeypatch.setattr("kdstream.recipe.load_recipe", fail)
+    monkeypatch.setattr("kdstream.recipe_file.load_recipe", fail)
     assert train.main([]) == 2
     line = "error: /data/birds: Permission denied; allow writing there, then the same command continues\n"
     assert capsys.readouterr().err == line

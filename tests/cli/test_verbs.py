@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 
 import pytest
+from commands import modules_that_help_loads
 
 from kdstream import __version__
 from kdstream.cli import VERBS, main
@@ -34,15 +33,7 @@ def test_the_version(capsys):
 
 @pytest.mark.parametrize("verb", [*VERBS, None])
 def test_how_a_verb_is_used_is_told_without_torch(verb):
-    """In a process of its own, as python -m kdstream does."""
-    code = (
-        "import sys\nfrom kdstream.cli import main\ntry:\n    code = main(sys.argv[1:])\n"
-        "except SystemExit as end:\n    code = end.code\n"
-        "print(code or 0, sorted({'torch', 'torchvision', 'kornia', 'numba'} & set(sys.modules)))"
-    )
-    arguments = [verb, "--help"] if verb else ["--help"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    assert done.stdout.startswith("usage: ")
-    if verb:
-        assert f"kdstream {verb}" in done.stdout.splitlines()[0]
+    text, loaded = modules_that_help_loads("kdstream.cli", *([verb] if verb else []))
+    assert not loaded
+    assert text.startswith("usage: ")
+    assert not verb or f"kdstream {verb}" in text.splitlines()[0]

@@ -48,9 +48,6 @@ def refused(data: bytes) -> str:
     return str(caught.value)
 
 
-# ---- more than 8 bits
-
-
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bit_grey_keeps_its_upper_byte(form):
     data = encoded(Image.fromarray(ramp()), form)
@@ -113,9 +110,6 @@ def test_floats_from_0_to_1_or_refused():
     assert row(tiff({256: 256, 258: 32, 262: 0, 339: 3}, (1 - unit[0]).tobytes())) == LEVELS
 
 
-# ---- colour models
-
-
 def test_other_colour_models():
     colour = (200, 30, 90)
     plain = Image.new("RGB", (4, 4), colour)
@@ -129,9 +123,6 @@ def test_other_colour_models():
     assert np.asarray(to_rgb(Image.new("1", (1, 1), 1))).tolist() == [[[255] * 3]]
     assert np.asarray(to_rgb(plain.quantize(4))).tolist() == [[list(colour)] * 4] * 4
     assert row(png(2, 1, 8, 0, [b"\x07\x08"])) == [7, 8]
-
-
-# ---- transparency
 
 
 def test_alpha_is_laid_on_white():
@@ -187,8 +178,6 @@ def test_transparent_palettes():
     assert (np.asarray(to_rgb(image)) == 255).all()
 
 
-# ---- orientation
-
 UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -230,20 +219,11 @@ def test_images_are_turned_upright(form, turn):
         assert pixels(data, upright=False).shape == stored.shape
 
 
-def test_decode_leaves_images_as_they_are_stored_when_asked():
-    sample = {"__key__": "k", "jpg": encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif(6)), "cls": b"3"}
-    assert next(decode(iter([dict(sample)])))["image"].shape == (3, 8, 4)
-    assert next(decode(upright=False)(iter([dict(sample)])))["image"].shape == (3, 4, 8)
-
-
 def test_damaged_exif_counts_as_none():
     for block in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", exif(6)[:-10], exif(9), exif(0), b"MM\0*" * 9):
         assert orientation(block) == 1
     assert orientation(b"Exif\0\0" + exif(6)) == 6
     assert orientation(b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, 8, 0)) == 8
-
-
-# ---- frames
 
 
 def test_the_first_of_several_frames():
@@ -253,9 +233,6 @@ def test_the_first_of_several_frames():
         assert pixels(data).max() < 8
         assert counted(data).adjusted == {"frames": 1}
         assert counted(encoded(frames[0], "JPEG" if form == "MPO" else form)).adjusted == {}
-
-
-# ---- whole files with a great deal beside the pixels
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
@@ -280,9 +257,6 @@ def test_a_png_keeps_what_its_pixels_need():
     image.putpalette([200, 0, 0, 0, 0, 200])
     data = encoded(image, "PNG", pnginfo=note, transparency=0, exif=exif(6))
     assert pixels(data).tolist() == [[[255] * 3], [[255] * 3]]
-
-
-# ---- bombs
 
 
 def test_more_pixels_than_are_allowed():
@@ -339,9 +313,6 @@ def test_a_gif_of_thousands_of_frames_is_read_no_further_than_its_second():
         to_rgb(image, seen=seen)
         assert seen == ["frames"]
         assert image.fp.tell() < 100_000 < len(data)
-
-
-# ---- files that are no images
 
 
 @pytest.mark.parametrize(

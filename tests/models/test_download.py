@@ -18,12 +18,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdstream.addresses import public, public_values
 from kdstream.errors import UserError
 from kdstream.models.download import Patience, cached, fetch
 
 HASTY = Patience(silence=0.2, window=0.3, pace=1000, tries=2, pause=0.01, lock=0.3)
+
+
 BODY = bytes(range(256)) * 40
+
+
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
@@ -438,23 +441,3 @@ def test_names_in_the_cache_are_those_of_before(monkeypatch, tmp_path):
     assert cached("https://download.pytorch.org/models/resnet18-f37072fd.pth").name == "resnet18-f37072fd.pth"
     assert cached(url) == cached(url.replace("//", "//me:secret@"))
     assert cached(url) != cached(f"{url}?id=2")
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("https://host/a.pth", "https://host/a.pth"),
-        ("https://me:secret@host:8/a.pth?token=secret#secret", "https://host:8/a.pth"),
-        ("https://me@x:sec@host/a.pth", "https://host/a.pth"),
-        ("https://me:sec/ret@host/a.pth", "https://host/a.pth"),
-        ("https://host/a?x=1 y=secret", "https://host/a"),
-        ("https://[::1]:80/a?secret", "https://[::1]:80/a"),
-        ("s3://key:secret@bucket/a", "s3://bucket/a"),
-        ("teacher=https://host/a.pth?secret out=b", "teacher=https://host/a.pth out=b"),
-        ("it is 'https://me:secret@host/a?b', or", "it is 'https://host/a', or"),
-        ("runs/a b?c#d@e", "runs/a b?c#d@e"),
-    ],
-)
-def test_what_of_an_address_is_shown(text, shown):
-    assert public(text) == shown
-    assert public_values({"a": [text, 3, None]}) == {"a": [shown, 3, None]}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
+from onnx_files import answer, images
 from torch import nn
 
 from kdstream.errors import UserError
@@ -21,17 +20,8 @@ from kdstream.models.onnx_export import export_onnx
 MEAN, STD, CLASSES = (0.2, 0.3, 0.4), (0.3, 0.0, 0.1), [f"class {i}" for i in range(10)]
 
 
-def images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
 def standardised(unit: torch.Tensor) -> torch.Tensor:
     return torch.stack([(unit[:, c] - MEAN[c]) / max(STD[c], 1e-6) for c in range(3)], dim=1)
-
-
-def answer(path: Path, x: torch.Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"images": x.numpy()})[0]
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from pathlib import Path
 
 import pytest
 import torch
 from builders import outputs
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +17,6 @@ from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, WeightedTerm, crd
-from kdstream.objectives.common.contrast import Contrast
 from kdstream.objectives.crd import CRD, similarities, weighted_rows
 from kdstream.rng import sample_keys
 from kdstream.training.distiller import Distiller
@@ -48,60 +44,9 @@ def batch_of(index: Tensor, epoch: int = 0, keyed: bool = True) -> Batch:
     return Batch(torch.zeros(len(index), 3, 4, 4), torch.zeros_like(index), index, rng_key=key)
 
 
-# ------------------------------------------------------------------------------------------------- what is contrasted
-
-
-@given(
-    labels=st.lists(st.integers(0, 5), min_size=2, max_size=40).filter(lambda labels: len(set(labels)) > 1),
-    negatives=st.integers(1, 50),
-    relaxed=st.booleans(),
-    seed=st.integers(0, 2**62),
-)
-def test_the_positive_shares_the_class_and_the_negatives_never_do(labels, negatives, relaxed, seed):
-    labels = torch.tensor(labels)
-    index = torch.arange(len(labels))
-    chosen = Contrast(labels, negatives, relaxed)(index, sample_keys(seed, 0, index))
-    assert chosen.shape == (len(labels), 1 + negatives)
-    assert (labels[chosen[:, 0]] == labels).all()
-    if not relaxed:
-        assert chosen[:, 0].equal(index)
-    assert (labels[chosen[:, 1:]] != labels[:, None]).all()
-    for i, row in enumerate(chosen[:, 1:]):
-        if (labels != labels[i]).sum() >= negatives:
-            assert len(row.unique()) == negatives  # without repetition
-
-
-@pytest.mark.parametrize("negatives", [7, 30, 45, 200])
-def test_every_sample_of_another_class_is_equally_probable(negatives):
-    labels = labels_of(60)
-    times = 4000
-    index = torch.full((times,), 3)
-    chosen = Contrast(labels, negatives, relaxed=True)(index, sample_keys(1, 0, torch.arange(times)))
-    candidates = int((labels != labels[3]).sum())
-    counts = torch.bincount(chosen[:, 1:].flatten(), minlength=60)[labels != labels[3]].double()
-    expected = times * negatives / candidates
-    assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
-    positives = torch.bincount(chosen[:, 0], minlength=60)[labels == labels[3]].double()
-    expected = times / len(positives)
-    assert (positives - expected).abs().max() < 5 * math.sqrt(expected)  # the sample itself is one of them
-
-
-@pytest.mark.parametrize("negatives", [5, 200])
-def test_a_sample_draws_the_same_alone_and_in_a_batch_and_another_in_another_epoch(negatives):
-    contrast = Contrast(labels_of(60), negatives, relaxed=True)
-    index = torch.randperm(60)[:12]
-    key = sample_keys(0, 0, index)
-    together = contrast(index, key)
-    assert together.equal(torch.cat([contrast(index[i : i + 1], key[i : i + 1]) for i in range(12)]))
-    assert not together.equal(contrast(index, sample_keys(0, 1, index)))
-
-
 def test_without_random_keys_the_index_is_the_key():
     term, index = term_of(), torch.tensor([3, 8, 40])
     assert term.contrast(batch_of(index, keyed=False)).equal(term.draw(index, index))
-
-
-# ---------------------------------------------------------------------------------------------------------- the value
 
 
 @pytest.mark.parametrize("negatives", [2, 40])  # rows gathered; the whole bank
@@ -215,9 +160,6 @@ def test_no_tensor_is_larger_than_said(size, largest, monkeypatch):
     assert 8 * 200 < watch.elements <= largest
 
 
-# -------------------------------------------------------------------------------------------------- several processes
-
-
 SIZE, STEPS = 45, (5, 6, 5, 4)
 """Training samples, and those of each global batch: two processes have slices of different sizes in three of four."""
 
@@ -324,9 +266,6 @@ def test_banks_and_tables_are_not_sent_at_every_step():
     ignored = distiller._ddp_params_and_buffers_to_ignore
     assert set(ignored) == {f"terms.0.{name}" for name, _ in term.named_buffers()}
     assert {"terms.0.memory_v1", "terms.0.draw.order"} <= set(ignored)
-
-
-# ------------------------------------------------------------------------------------------------------------ mistakes
 
 
 @pytest.mark.parametrize(

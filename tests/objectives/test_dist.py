@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import batch
+from builders import batch, logits, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,12 +12,6 @@ from kdstream.batch import Outputs
 from kdstream.errors import UserError
 from kdstream.objectives.dist import DIST, correlation, correlation_distances
 from kdstream.objectives.term import Task
-
-seeds = st.integers(0, 2**31 - 1)
-
-
-def logits(seed: int, n: int = 5, c: int = 7) -> torch.Tensor:
-    return 3 * torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @given(seeds, st.floats(0.5, 8))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from builders import batch, maps
+from builders import batch, maps, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +19,6 @@ from kdstream.objectives.ofd import OverhaulOfFeatureDistillation as OFD
 from kdstream.objectives.ofd import margin, norm_before, partial_l2
 from kdstream.objectives.term import Task
 
-seeds = st.integers(0, 2**31 - 1)
 TAPS = ("block1.pre", "block2.pre", "block3.pre")
 
 
@@ -232,12 +231,12 @@ def test_no_norm_before_a_tap_is_said():
     [
         ({"taps": ["block1", "block1.pre"]}, "ofd: taps holds one block twice: block1, block1.pre"),
         ({"taps": ["a", "b"], "teacher_taps": ["a"]}, "ofd: taps and teacher_taps must pair up, got 2 and 1"),
-        ({"layer_weights": [1, 2]}, "ofd: layer_weights must be one a tap, got 2 for 3 taps"),
+        ({"taps": TAPS, "layer_weights": [1, 2]}, "ofd: layer_weights must be one a tap, got 2 for 3 taps"),
         ({"layer_weights": [0, 0, 0]}, "ofd: layer_weights are all 0"),
         ({"layer_weights": [1, -1, 1]}, "ofd: layer_weights must be a finite number >= 0, got -1"),
         ({"cdf_threshold": 1}, "ofd: cdf_threshold must be a finite number >= 0 and below 1, got 1"),
         ({"cdf_threshold": math.nan}, "ofd: cdf_threshold must be a finite number >= 0 and below 1, got nan"),
-        ({"teacher_norms": ["bn1"]}, "ofd: teacher_norms must be one a tap, got 1 for 3 taps"),
+        ({"taps": TAPS, "teacher_norms": ["bn1"]}, "ofd: teacher_norms must be one a tap, got 1 for 3 taps"),
     ],
 )
 def test_bad_settings(settings_, message):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.models import build
-from kdstream.models.branches import Branched, Gate, join
+from kdstream.models.branches import Branched
 from kdstream.models.export import load_student
 from kdstream.models.taps import Tapped
 from kdstream.objectives import parse_loss
@@ -28,9 +28,6 @@ from kdstream.training.metrics import read_metrics
 
 def draw(*shape, seed=0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-# --- the value
 
 
 @given(st.integers(1, 4), st.integers(2, 4), st.integers(2, 6), st.integers(0, 1000))
@@ -93,21 +90,6 @@ def test_bad_settings(settings, message):
         parse_loss({"one": settings})
 
 
-# --- the branched network
-
-
-def test_the_gate_weighs_the_branches_also_for_one_sample_in_training():
-    torch.manual_seed(0)
-    gate = Gate(6, 3).train()
-    for count in (1, 5):
-        before = gate.bn.running_mean.clone()
-        weights = gate(torch.randn(count, 6))
-        torch.testing.assert_close(weights.sum(1), torch.ones(count))
-        assert gate.bn.running_mean.equal(before) == (count == 1)
-    logits = torch.randn(2, 3, 4)
-    torch.testing.assert_close(join(logits, torch.tensor([[0.0, 1, 0]]).expand(2, 3)), logits[:, 1])
-
-
 STUDENTS = ["resnet8", "resnet8x4", "resnet20", "wrn_16_2", "wrn_10_1", "resnet26", "ResNet50", "resnet18"]
 
 
@@ -134,31 +116,6 @@ def test_any_resnet_can_be_branched_and_its_first_branch_is_the_network_as_it_wa
         torch.testing.assert_close(outputs.features[tap], plain.features[tap])
     # What is exported is trained: it shares its weights.
     assert {id(value) for value in first.parameters()} <= {id(value) for value in branched.parameters()}
-
-
-def test_every_branch_has_weights_of_its_own_from_the_last_stage_on():
-    torch.manual_seed(0)
-    branched = Branched(5, {"name": "resnet8"}, branches=3)
-    shared, own = build("resnet8", 5), branched.trunk.module
-    assert sum(p.numel() for p in own.conv1.parameters()) == sum(p.numel() for p in shared.conv1.parameters())
-    heads = [own.fc.copies[i].weight for i in range(3)]
-    assert not any(heads[i].equal(heads[j]) for i in range(3) for j in range(i))
-    last = sum(p.numel() for name in ("layer3", "fc") for p in shared.get_submodule(name).parameters())
-    count = sum(p.numel() for p in shared.parameters()) + 2 * last + sum(p.numel() for p in branched.gate.parameters())
-    assert sum(p.numel() for p in branched.parameters()) == count
-    # One step's gradient reaches all of it.
-    Tapped(branched, ["branches"])(views()).features["branches"].sum().backward()
-    assert all(p.grad is not None for name, p in branched.named_parameters() if not name.startswith("gate"))
-
-
-def test_batch_statistics_are_those_of_each_branch():
-    torch.manual_seed(0)
-    branched = Branched(5, {"name": "resnet8"}, branches=2).train()
-    first = branched.branch().train()
-    with torch.no_grad():
-        torch.testing.assert_close(
-            Tapped(branched, ["branches"])(views()).features["branches"][:, 0], first(views()), rtol=1e-4, atol=1e-5
-        )
 
 
 @pytest.mark.parametrize(
@@ -199,16 +156,6 @@ def test_a_network_that_the_copies_would_change_is_refused(loose, why, monkeypat
     network = build(f"{Path(__file__).stem}:Backwards", 5, loose=loose)
     with pytest.raises(UserError, match=rf"cannot be branched: {why}"):
         OnTheFlyNativeEnsemble().adapt(network, None, torch.randn(2, 3, 8, 8), build)
-
-
-def test_a_branched_network_of_bad_settings_is_refused():
-    with pytest.raises(UserError, match=r"2 branches or more, not 1"):
-        Branched(5, {"name": "resnet8"}, branches=1)
-    with pytest.raises(UserError, match=r"'ensemble' or its first 'branch', not 'all'"):
-        Branched(5, {"name": "resnet8"}, answer="all")
-
-
-# --- in training
 
 
 @pytest.mark.parametrize("export", ["branch", "ensemble"])

@@ -13,6 +13,7 @@ from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
 from kdstream.objectives import OBJECTIVES, Task, parse_loss
+from kdstream.objectives.loss import Loss
 from kdstream.objectives.presets import expanded, presets, term_presets, term_settings
 from kdstream.training.distiller import Distiller
 
@@ -28,6 +29,38 @@ def test_every_preset_is_a_loss(name):
     }
     assert len(preset.source) > 10
     assert "/" in preset.family
+
+
+@pytest.mark.parametrize(
+    ("row", "data"),
+    [
+        ("repdistiller/kd", "cifar100 imagenet/resnet34-resnet18"),
+        ("ckd/kd", "cifar100 cub200 stanford_dogs imagenet/resnet34-resnet18 imagenet1pct/resnet50-mobilenet_v2"),
+        ("itrd/itrd", "cifar100/resnet110-resnet20 cifar100/ResNet50-vgg8 imagenet/resnet34-resnet18"),
+        ("mdistiller/dkd", "cifar100/resnet110-resnet20 cifar100/wrn_40_2-resnet8x4"),
+        ("reviewkd/reviewkd", "cifar100/vgg13-vgg8 cifar100/vgg13-MobileNetV2 cifar100/ResNet50-MobileNetV2"),
+        ("mdistiller/reviewkd", "imagenet/resnet50-mobilenetv1"),
+        ("cmkd/dkd+cmkd", "cifar100/wrn_40_2-resnet8x4 cifar100/vgg13-MobileNetV2 imagenet/resnet50-mobilenetv1"),
+        ("ijckd/ijckd", "cifar100/alpha_ce-0 cifar100/alpha_ce-0.5 cifar100/features cifar100/labels"),
+        ("ttm/wttm", "imagenet/deit3_small-deit_tiny"),
+        ("cls_kd/kd", "imagenet/deit3_small-deit_tiny"),
+        *(
+            (f"mdistiller/{term}", "imagenet/resnet34-resnet18 imagenet/resnet50-mobilenetv1")
+            for term in ("kd", "at", "crd")
+        ),
+        *((row, "imagenet/resnet34-resnet18 imagenet/resnet50-mobilenetv1") for row in ("srrl/srrl", "kdpp/kdpp")),
+        ("ctkd/ctkd", "imagenet/resnet34-resnet18"),
+    ],
+)
+def test_rows_of_the_papers_have_their_preset(row, data):
+    assert [name for name in data.split() if f"{row}/{name}" not in presets()] == []
+
+
+def test_ranks_are_softened_by_the_classes_of_the_data():
+    softened = {name: preset.loss["cmkd"] for name, preset in presets().items() if "cmkd" in preset.loss}
+    assert len(softened) == 2 + 12 + 2
+    for name, settings in softened.items():
+        assert settings["strength"] == pytest.approx((1000 if "imagenet" in name else 100) ** -2), name
 
 
 def test_short_names_belong_to_terms_that_exist():
@@ -115,7 +148,46 @@ def answering(name: str) -> Tapped:
 
 @pytest.mark.parametrize("name", combinations())
 def test_a_step_of_every_combination(name):
-    teacher, student = map(answering, name.rpartition("/")[2].split("-"))
+    a_step(name, *map(answering, name.rpartition("/")[2].split("-")))
+
+
+@pytest.mark.parametrize("family", ["at", "sp", "vid", "nst", "fitnet", "kd", "reviewkd", "ofd", "itrd"])
+def test_a_step_of_public_presets_on_networks_of_four_blocks(family):
+    owner = family if family in ("reviewkd", "ofd", "itrd") else "repdistiller"
+    pair = "/vgg13-MobileNetV2" if family in ("reviewkd", "itrd") else ""
+    name = f"{owner}/{family}/cifar100{pair}"
+    loss = parse_loss({"preset": name})
+    a_step(name, *taught("vgg13-MobileNetV2", loss))
+
+
+@pytest.mark.parametrize(("name", "pair"), [("ab", "vgg13-MobileNetV2"), ("ft", "vgg13-vgg8"), ("fsp", "vgg13-vgg8")])
+def test_presets_with_a_phase_on_networks_of_four_blocks(name, pair):
+    student = pair.partition("-")[2]
+    loss = parse_loss({"preset": f"repdistiller/{name}/cifar100/{student}"})
+    strong, weak = taught(pair, loss)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        theirs, ours = strong.eval()(images), weak.eval()(images)
+    loss.setup(Task(100, 400, 1, ours, theirs, weak, strong))
+    ((summand, phase),) = loss.phases()
+    value = getattr(summand.term, phase.loss)(ours, theirs, Batch(images, torch.zeros(2).long(), torch.arange(2)))
+    assert value.isfinite()
+    assert value > 0
+    assert summand.term.student_taps[-1].startswith("block4")
+
+
+def taught(pair: str, loss: Loss) -> tuple[Tapped, Tapped]:
+    """Teacher and student of a pair, with the taps of a loss."""
+    teacher, student = (answering(network).module for network in pair.split("-"))
+    return Tapped(teacher, loss.teacher_taps), Tapped(student, loss.student_taps)
+
+
+def test_a_step_of_both_dkd_and_cmkd():
+    a_step("cmkd/dkd+cmkd/cifar100/resnet56-resnet20", answering("resnet56"), answering("resnet20"))
+
+
+def a_step(name: str, teacher: Tapped, student: Tapped) -> None:
+    """One step of a preset's last stage: finite, and everything in training has a gradient."""
     labels = torch.randint(100, (400,), generator=torch.Generator().manual_seed(0))
     index = torch.tensor([3, 399, 17])
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -166,7 +238,7 @@ def test_a_whole_loss_with_changes():
     loss = {"preset": "beyond/at/cifar100", "at": {"p": 3}, "ce": 0.5, "kd": {"preset": "cifar100", "weight": 2}}
     assert expanded(loss) == {
         "ce": {"weight": 0.5},
-        "at": {"weight": 1000, "taps": ["block1", "block2", "block3"], "p": 3},
+        "at": {"weight": 1000, "p": 3},
         "kd": {"weight": 2, "temperature": 4},
     }
     assert [(name, weight) for name, weight, _ in parse_loss(loss)] == [("ce", 0.5), ("at", 1000), ("kd", 2)]
@@ -195,7 +267,10 @@ def test_a_change_of_settings_leaves_the_data_alone():
             "loss: unknown preset 'ttm/wttm+crd/cifar100/resnet32x4-resnet8': did you mean "
             "'ttm/wttm+crd/cifar100/resnet32x4-resnet8x4'?",
         ),
-        ({"kd": {"preset": "zzz"}}, "loss.kd: unknown preset 'zzz': known: cifar10, cifar100, cub200, "),
+        (
+            {"kd": {"preset": "zzz"}},
+            "loss.kd: unknown preset 'zzz': known: cifar10, cifar100, cifar100/wrn_40_2-ShuffleV1, ",
+        ),
         (
             {"wttm": {"preset": "zzz"}},
             "loss.wttm: unknown preset 'zzz': known: cifar100/ResNet50-MobileNetV2, cifar100/ResNet50-vgg8, "
@@ -203,14 +278,14 @@ def test_a_change_of_settings_leaves_the_data_alone():
             "kdstream objectives wttm",
         ),
         (
-            {"itrd": {"preset": "zzz"}},
-            "loss.itrd: unknown preset 'zzz': known: ttm/wttm+itrd/cifar100/wrn_40_2-wrn_16_2",
+            {"ce": {"preset": "zzz"}},
+            "loss.ce: unknown preset 'zzz': known: ttm/kd/cifar100, ttm/ttm/cifar100, ",
         ),
         ({"preset": 3}, "loss: unknown preset 3: known: beyond/..., ckd/..., "),
         ({"preset": "ttm"}, "loss: unknown preset 'ttm': choose one of ttm/kd/..., ttm/label_smoothing/..., "),
         (
             {"kd": {"preset": "ttm/wttm+crd"}},  # a family without kd is no misspelling of another
-            "loss.kd: unknown preset 'ttm/wttm+crd': known: cifar10, cifar100, cub200, ",
+            "loss.kd: unknown preset 'ttm/wttm+crd': known: cifar10, cifar100, cifar100/wrn_40_2-ShuffleV1, ",
         ),
         ({"dkd": {"preset": "cifar100"}}, "loss.dkd: unknown preset 'cifar100': choose cifar100/wrn_40_2-wrn_16_2, "),
         ({"logit_mse": {"preset": "cifar100"}}, "loss.logit_mse: has no presets; those that have: ab, at, "),

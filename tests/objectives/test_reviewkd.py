@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builders import batch, maps, outputs
+from builders import batch, maps, outputs, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -14,7 +14,6 @@ from kdstream.errors import UserError
 from kdstream.objectives.reviewkd import ReviewKD, hierarchical_context_loss
 from kdstream.objectives.term import Task
 
-seeds = st.integers(0, 2**31 - 1)
 STUDENT = {"block1": (6, 8, 8), "block2": (8, 4, 4), "block3": (12, 2, 2), "penultimate": (12,)}
 TEACHER = {"block1.pre": (8, 8, 8), "block2.pre": (12, 4, 4), "block3.pre": (16, 2, 2), "penultimate": (16,)}
 
@@ -133,7 +132,10 @@ def test_warm_up_runs_over_epochs_counted_from_one():
     ("settings_", "message"),
     [
         ({"taps": ["block1", "block1.pre"]}, "reviewkd: taps holds one block twice: block1, block1.pre"),
-        ({"teacher_taps": ["block1"]}, "reviewkd: taps and teacher_taps must pair up, got 4 and 1 names"),
+        (
+            {"taps": ["a", "b"], "teacher_taps": ["a"]},
+            "reviewkd: taps and teacher_taps must pair up, got 2 and 1 names",
+        ),
         ({"mid_channels": 0}, "reviewkd: mid_channels must be a whole number >= 1, got 0"),
         ({"hcl_levels": [4, 0]}, "reviewkd: hcl_levels must be a whole number >= 1, got 0"),
         ({"hcl_levels": 4}, "reviewkd: hcl_levels must be a list, got 4"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import batch
+from builders import batch, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +16,6 @@ from kdstream.errors import UserError
 from kdstream.objectives.term import Task
 from kdstream.objectives.vitkd import ViTKD, random_mask
 
-seeds = st.integers(0, 2**31 - 1)
 TAPS = ("tokens.1", "tokens.2", "tokens.last")
 
 

@@ -1,4 +1,4 @@
-"""coded and teacher: which version is chosen, what the teacher sees, and that chunks and orders do not matter."""
+"""coded: which version is chosen, what the teacher sees of it, and that the order of stages does not matter."""
 
 from __future__ import annotations
 
@@ -6,53 +6,16 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
+from small_teacher import MEAN, STD, batch_of, run
 
 from kdstream import jpeg
-from kdstream.batch import Batch, Outputs
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys
 from kdstream.stream.augment import augment, crop_flip
 from kdstream.stream.coded import coded, fixed, hkl, random
-from kdstream.stream.normalize import normalize, standardise
+from kdstream.stream.normalize import standardise
 from kdstream.stream.stage import Chain
-from kdstream.stream.teacher import answer, teacher
-
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-
-
-class Net(nn.Module):
-    """A small random teacher that reacts to detail, with one tap; counts what it sees."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 16, 3, padding=1)
-        self.fc = nn.Linear(16, 4)
-        self.seen = 0
-
-    def forward(self, images):
-        assert not self.training
-        self.seen += len(images)
-        maps = self.conv(images).relu()
-        return Outputs(self.fc(maps.mean((2, 3))) * 20, {"maps": maps})
-
-
-@pytest.fixture
-def net():
-    return Net().eval()
-
-
-def batch_of(count=12, side=16):
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    index = torch.arange(count)
-    return Batch(image, index % 4, index, rng_key=sample_keys(0, 0, index))
-
-
-def run(chain, batch, net):
-    known = {"teacher": net, "teacher_mean": MEAN, "teacher_std": STD}
-    return next(chain.bind(known)(iter([batch])))
+from kdstream.stream.teacher import teacher
 
 
 def test_hkl_by_hand():
@@ -67,30 +30,6 @@ def test_hkl_by_hand():
         ]
     )
     assert hkl(logits, torch.zeros(5, dtype=torch.int64)).tolist() == [2, 0, 0, 1, 1]
-
-
-def test_the_coded_teacher_answers_for_the_chosen_version(net):
-    batch = batch_of()
-    out = run(Chain() | coded("hkl", delta=25) | teacher, batch, net)
-    versions = torch.cat([batch.image[:, None], jpeg.roundtrip(batch.image, [0, 25, 50, 75, 100])], 1)
-    with torch.no_grad():
-        logits = net(standardise(versions.flatten(0, 1), MEAN, STD)).logits.unflatten(0, (12, 6))
-    pick = hkl(logits, batch.label)
-    assert pick.unique().numel() > 2
-    torch.testing.assert_close(out.teacher.logits, logits[torch.arange(12), pick])
-    assert out.quality.tolist() == [[-1, 0, 25, 50, 75, 100][p] for p in pick]
-    assert out.variants is None
-    assert out.teacher.features["maps"].shape == (12, 16, 16, 16)
-    assert not out.teacher.logits.requires_grad
-
-
-def test_chunks_do_not_matter(net):
-    batch = next(coded("hkl", delta=20)(iter([batch_of()])))
-    whole = answer(batch, net, MEAN, STD)
-    small = answer(batch, net, MEAN, STD, {"samples": 5})
-    assert small.quality.equal(whole.quality)
-    torch.testing.assert_close(small.teacher.logits, whole.teacher.logits)
-    torch.testing.assert_close(small.teacher.features["maps"], whole.teacher.features["maps"])
 
 
 def test_fixed_and_random_make_one_version_and_skip_the_original(net):
@@ -154,10 +93,3 @@ def test_float_views_are_compressed_as_their_rounded_pixels(net):
     b = run(Chain() | coded("hkl", delta=50) | teacher, floats, net)
     assert a.quality.equal(b.quality)
     torch.testing.assert_close(a.teacher.logits, b.teacher.logits)
-
-
-def test_normalize():
-    batch = batch_of()
-    out = next(normalize(mean=MEAN, std=STD)(iter([batch]))).image
-    for c in range(3):
-        torch.testing.assert_close(out[:, c], (batch.image[:, c].double() / 255 - MEAN[c]).div(STD[c]).float())

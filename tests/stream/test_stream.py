@@ -18,6 +18,7 @@ from kdstream.stream.stream import Stream
 
 CHAIN = "decode | augment(cifar, pad=2) | normalize"
 
+
 RANK = """
 import json, os, sys
 import torch
@@ -294,16 +295,3 @@ def test_mistakes_of_composition(digits):
         next(iter(Stream(digits / "train", 8) | "decode | teacher"))
     with pytest.raises(UserError, match="too small for 9 processes"):
         Stream(digits / "train", 16, rank=0, world=9)
-
-
-def test_a_broken_image_names_its_sample(tmp_path):
-    import io
-    import tarfile
-
-    with tarfile.open(tmp_path / "own-000000.tar", "w") as tar:
-        for name, data in [("a.jpg", b"\xff\xd8\xff garbage"), ("a.cls", b"0")]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"'a'"):
-        next(iter(Stream(tmp_path, 1) | "decode"))

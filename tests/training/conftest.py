@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import io
-import tarfile
 
 import pytest
 from PIL import Image
+from tars import write_tar
 
 
-def write_tar(path, samples):
+def write_labelled(path, samples):
     """A foreign tar of (bytes of a PNG, label)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for i, (png, label) in enumerate(samples):
-            for name, data in ((f"{i:04}.png", png), (f"{i:04}.cls", b"%d" % label)):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = [((f"{i:04}.png", png), (f"{i:04}.cls", b"%d" % label)) for i, (png, label) in enumerate(samples)]
+    write_tar(path, [member for pair in members for member in pair])
 
 
 @pytest.fixture
@@ -33,7 +28,7 @@ def make_tars():
     def make(folder, flat=False, **splits):
         for split, labels in splits.items():
             path = folder / f"set-{split}-0.tar" if flat else folder / split / "0.tar"
-            write_tar(path, [(picture(i, label), label) for i, label in enumerate(labels)])
+            write_labelled(path, [(picture(i, label), label) for i, label in enumerate(labels)])
 
     return make
 
@@ -45,6 +40,6 @@ def retell():
 
     def write(shards, labels, path):
         kept = [number for number, label in enumerate(shards.labels.tolist()) if label in labels]
-        write_tar(path, [(shards.read(n)["png"], labels[int(shards.labels[n])]) for n in kept])
+        write_labelled(path, [(shards.read(n)["png"], labels[int(shards.labels[n])]) for n in kept])
 
     return write

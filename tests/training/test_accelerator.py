@@ -18,7 +18,7 @@ import kdstream as kd
 from kdstream.cli import train
 from kdstream.errors import UserError
 from kdstream.models.export import load_student
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from kdstream.training.accelerator import PRECISION, make_accelerator, settle
 
 SWITCHES = ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"]

@@ -319,7 +319,7 @@ import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
 import yaml
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from kdstream.training.job import Job
 from kdstream.display.progress import Display
 
@@ -430,7 +430,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from kdstream.training.job import Job
 from kdstream.display.progress import Display
 accelerator = Accelerator(cpu=True)

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from jobs import recipe_of, run
 from PIL import Image
 from rich.console import Console
+from tars import write_tar
 from torch import nn
 
 import kdstream as kd
@@ -199,14 +199,9 @@ class Broken(nn.Sequential):
 
 def test_the_validation_set_is_tried(make_tars, tmp_path, importable):
     make_tars(tmp_path / "set", train=[0, 1] * 8, val=[0, 1])
-    tar = tmp_path / "set" / "val" / "1.tar"
-    with tarfile.open(tar, "w") as file:
-        png = io.BytesIO()
-        Image.new("RGB", (9, 8)).save(png, "png")
-        for name, data in (("9.png", png.getvalue()), ("9.cls", b"0")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
+    png = io.BytesIO()
+    Image.new("RGB", (9, 8)).save(png, "png")
+    write_tar(tmp_path / "set" / "val" / "1.tar", [("9.png", png.getvalue()), ("9.cls", b"0")])
     settings = {"teacher": TRAINED, "loss": KD, "batch_size": 8}
     message = r"^recipe .*: validation set \(val of .*\), eval_stream: batch 0 .*different sizes \(8x8 and 8x9\)"
     with pytest.raises(UserError, match=message):

@@ -27,7 +27,8 @@ from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import load_student, save_student
-from kdstream.recipe import Recipe, load_recipe
+from kdstream.recipe import Recipe
+from kdstream.recipe_file import load_recipe
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
@@ -233,7 +234,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator
-from kdstream.recipe import load_recipe
+from kdstream.recipe_file import load_recipe
 from test_resume import Stopped, fit, fit_in_pieces
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2

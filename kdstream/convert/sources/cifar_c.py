@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdstream.convert.sources.published import folder_of
+from kdstream.convert.sources.listed import folder_of
 from kdstream.convert.split import ArraySplit, Source, unique_keys
 from kdstream.errors import UserError
 

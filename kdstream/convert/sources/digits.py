@@ -36,7 +36,7 @@ def digits(place: str, splits: Sequence[str] | None) -> Source:
     keys = [f"{label}/{i:04d}" for i, label in enumerate(labels.tolist())]
     whole = ArraySplit(images, keys, labels)
     made: dict[str, Split] = {
-        "train": whole.subset(np.flatnonzero(~held_out)),  # type: ignore[arg-type]
-        "val": whole.subset(np.flatnonzero(held_out)),  # type: ignore[arg-type]
+        "train": whole.subset(np.flatnonzero(~held_out)),
+        "val": whole.subset(np.flatnonzero(held_out)),
     }
     return Source("digits", [str(label) for label in range(10)], made)

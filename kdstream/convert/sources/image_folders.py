@@ -74,6 +74,8 @@ def imagefolder(place: str, splits: Sequence[str] | None) -> Source:
         inside = _splits_inside(base, looks, notes)
         if inside:
             chosen = [name for name in inside if splits is None or name in splits]
+            if splits is not None and not chosen:
+                raise UserError(f"{base} has no split {splits[0]!r}: found {', '.join(inside)}")
             folders = dict.fromkeys(chosen, base)
             classes = {name: inside[name] for name in chosen}
         else:
@@ -91,8 +93,6 @@ def imagefolder(place: str, splits: Sequence[str] | None) -> Source:
                     f"({some_of(looks[deep[0]].folders)}): all are taken for that class"
                 )
             folders, classes = {names[0]: base}, {names[0]: {c: c for c in top.folders}}
-        if not folders:
-            raise UserError(f"{base} has no split {splits[0]!r}: found {', '.join(inside)}")  # type: ignore[index]
     for folder in dict.fromkeys(folders.values()):
         if (look := _look(folder)).images:
             notes.append(
@@ -326,7 +326,7 @@ def _class_folders(folder: Path, classes: Sequence[str], places: Mapping[str, st
 def _check_filled(base: Path, classes: Sequence[str], made: Mapping[str, Split]) -> list[str]:
     """Refuse classes without images; note those that a split lacks."""
     counts = {name: np.bincount(split.labels, minlength=len(classes)) for name, split in made.items()}
-    total = sum(counts.values())
+    total = np.stack(list(counts.values())).sum(0)
     empty = [name for name, count in zip(classes, total, strict=True) if not count]
     if empty:
         raise UserError(

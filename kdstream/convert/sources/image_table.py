@@ -265,11 +265,11 @@ def _by_name(
                 f"{file}, line {line}: label {label}, and {other} in line {first[other]}, are one number, but among "
                 "names they would be two classes: write it in one way"
             )
-    mixed = [label for label, value in values.items() if value is not None]
-    if mixed and len(mixed) < len(first):
+    numbers = {label: value for label, value in values.items() if value is not None}
+    if numbers and len(numbers) < len(first):
         word = next(label for label, value in values.items() if value is None)
-        notes.append(f"some labels are numbers ({mixed[0]}), some are not ({word}): all are read as names")
-        if negative := next((label for label in mixed if values[label] < 0), None):  # type: ignore[operator]
+        notes.append(f"some labels are numbers ({next(iter(numbers))}), some are not ({word}): all are read as names")
+        if negative := next((label for label, value in numbers.items() if value < 0), None):
             raise UserError(
                 f"{file}, line {first[negative]}: label {negative} among names, as images without a label often are "
                 "marked: remove such rows, or give them a name"

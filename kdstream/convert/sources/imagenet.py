@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdstream.convert.image_listing import is_image_name
 from kdstream.convert.sources.image_folders import imagefolder
-from kdstream.convert.sources.published import folder_of, named_files, number, rows
+from kdstream.convert.sources.listed import folder_of, named_files, number, rows
 from kdstream.convert.split import Source, Split
 from kdstream.errors import UserError
 

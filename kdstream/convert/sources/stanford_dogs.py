@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.convert.sources.published import folder_of, named_files
+from kdstream.convert.sources.listed import folder_of, named_files
 from kdstream.convert.split import Source
 from kdstream.errors import UserError
 

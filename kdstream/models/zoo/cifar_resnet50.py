@@ -62,6 +62,10 @@ class CifarBottleneckResNet(nn.Module):
 
     inplace = False
     """No operation changes a tapped tensor in place, so :class:`kdstream.models.taps.Tapped` need not copy."""
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, blocks: Sequence[int], num_classes: int):
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
@@ -9,6 +11,9 @@ from kdstream.models.zoo.parts import check_images, he_fan_out_
 
 _GROUPS = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 """Channels at width 1, units, stride of the first unit (Table 2 of the paper, the second group at full resolution)."""
+
+_BLOCKS = (1, 2, 4, 6)
+"""The groups, counted from 0, whose outputs are tapped."""
 
 
 class InvertedResidual(nn.Module):
@@ -34,8 +39,9 @@ class MobileNetV2(nn.Module):
     State-dict keys are those of RepDistiller, so its checkpoints load as they are. Average pooling is global: at
     32 x 32 this is the 2 x 2 pooling of the original, and any H, W >= 1 works.
 
-    Taps: ``stem``, ``block1..4`` (after the groups 2, 3, 5, 7; linear outputs, hence no ``.pre``), ``penultimate``
-    [N,1280].
+    Taps: ``stem``, ``block1..4`` (after the groups 2, 3, 5, 7), ``block1.pre``, ... (the same: no ReLU follows these
+    linear outputs, and what RepDistiller and mdistiller take for their value before a ReLU is their own),
+    ``penultimate`` [N,1280].
 
     Args:
         num_classes: C.
@@ -72,10 +78,11 @@ class MobileNetV2(nn.Module):
         self.classifier_path = "classifier.0"
         self.taps = {
             "stem": "conv1",
-            "block1": "blocks.1",
-            "block2": "blocks.2",
-            "block3": "blocks.4",
-            "block4": "blocks.6",
+            **{
+                f"block{number}{pre}": f"blocks.{group}"
+                for number, group in enumerate(_BLOCKS, start=1)
+                for pre in ("", ".pre")
+            },
             "map": "avgpool:input",
             "penultimate": "classifier.0:input",
         }
@@ -83,7 +90,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N,3,H,W] -> logits [N,C]."""
-        check_images(x, self, self.conv1[0].in_channels)
+        first: Any = self.conv1[0]  # a convolution
+        check_images(x, self, first.in_channels)
         x = self.conv1(x)
         for group in self.blocks:
             x = group(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdstream.errors import UserError
+from kdstream.notes import architecture
 
 
 def check_images(images: Tensor, module: nn.Module, channels: int, smallest: int = 1) -> None:
@@ -20,9 +21,8 @@ def check_images(images: Tensor, module: nn.Module, channels: int, smallest: int
         UserError: not [N,channels,H,W], or H or W below ``smallest``.
     """
     if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < smallest:
-        name = getattr(module, "spec", {}).get("name", type(module).__name__)
         size = f" of at least {smallest} x {smallest} pixels" if smallest > 1 else ""
-        raise UserError(f"{name} takes images [N,{channels},H,W]{size}, not {list(images.shape)}")
+        raise UserError(f"{architecture(module)} takes images [N,{channels},H,W]{size}, not {list(images.shape)}")
 
 
 def he_fan_out_(module: nn.Module, linear_std: float | None = None) -> None:

@@ -65,6 +65,9 @@ class ShuffleV1(nn.Module):
 
     inplace = False
     """No operation changes a tapped tensor in place, so :class:`kdstream.models.taps.Tapped` need not copy."""
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(self, num_classes: int):
         super().__init__()

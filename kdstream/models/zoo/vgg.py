@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +37,16 @@ class VGG(nn.Module):
 
     inplace = False
     """No operation changes a tapped tensor in place, so :class:`kdstream.models.taps.Tapped` need not copy."""
+    block0: nn.Sequential
+    relu0: nn.ReLU
+    block1: nn.Sequential
+    relu1: nn.ReLU
+    block2: nn.Sequential
+    relu2: nn.ReLU
+    block3: nn.Sequential
+    relu3: nn.ReLU
+    block4: nn.Sequential
+    relu4: nn.ReLU
 
     def __init__(self, convolutions: Sequence[int], num_classes: int):
         super().__init__()
@@ -61,7 +72,8 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N,3,H,W] -> logits [N,C]."""
-        check_images(x, self, self.block0[0].in_channels, smallest=8)
+        first: Any = self.block0[0]  # a convolution
+        check_images(x, self, first.in_channels, smallest=8)
         large = min(x.shape[2:]) >= _POOL_BEFORE_BLOCK4
         x = self.maxpool(self.relu0(self.block0(x)))
         x = self.maxpool(self.relu1(self.block1(x)))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdstream.batch import Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.term import Task
+from kdstream.objectives.common.tap_groups import has_groups
+from kdstream.objectives.term import Network, Task
 
 
 def tap_pairs(
@@ -18,10 +19,10 @@ def tap_pairs(
     """The student's and the teacher's taps, paired by position; the teacher's default to the student's.
 
     Raises:
-        UserError: the two lists differ in length.
+        UserError: the two lists differ in length, and no group among them may still make up for it.
     """
     student, teacher = tuple(taps), tuple(taps if teacher_taps is None else teacher_taps)
-    if len(student) != len(teacher):
+    if len(student) != len(teacher) and not has_groups(student + teacher):
         raise UserError(f"{owner}: taps and teacher_taps must pair up, got {len(student)} and {len(teacher)} names")
     return student, teacher
 
@@ -35,6 +36,17 @@ def need_teacher(owner: str, task: Task) -> Outputs:
     if task.teacher_outputs is None:
         raise UserError(f"{owner}: needs a teacher, but the job has none; name one or drop {owner} from the loss")
     return task.teacher_outputs
+
+
+def teacher_network(owner: str, task: Task) -> Network:
+    """The teacher itself.
+
+    Raises:
+        UserError: the job has none.
+    """
+    if task.teacher is None:
+        raise UserError(f"{owner}: needs a teacher, but the job has none; name one or drop {owner} from the loss")
+    return task.teacher
 
 
 def need_weight(owner: str, **weights: float) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,14 @@ from torch.nn import functional as F
 
 from kdstream.batch import Outputs
 from kdstream.errors import UserError
-from kdstream.objectives.common.checks import is_composed, need_teacher
+from kdstream.notes import classifier_path_of, spec_of, taps_of
+from kdstream.objectives.common.checks import is_composed, need_teacher, teacher_network
+from kdstream.objectives.common.features import pooled
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.term import Task, Term
+from kdstream.objectives.term import Build, Task, Term
+
+if TYPE_CHECKING:
+    from kdstream.models.joint import JointNetwork
 
 JOINT = "kdstream.models.joint:JointNetwork"
 HEAD = "kdstream.models.joint:ReusedHead"
@@ -26,7 +30,7 @@ def map_distance(connected: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the connected map [N,D,h,w] and the teacher's [N,D,H,W], which is average-pooled to
     the other's size (SimKD's rule)."""
     if teacher.shape[2:] != connected.shape[2:]:
-        teacher = F.adaptive_avg_pool2d(teacher, connected.shape[2:])
+        teacher = pooled(teacher, connected.shape[2:])
     return F.mse_loss(at_least_float32(connected), at_least_float32(teacher))
 
 
@@ -64,7 +68,7 @@ def feature_maps(network: nn.Module, image: Tensor) -> tuple[list[tuple[FeatureM
     """
     found: list[tuple[FeatureMap, Tensor]] = []
     read: list[Tensor] = []
-    classifier = getattr(network, "classifier_path", None)
+    classifier = classifier_path_of(network)
 
     def keep(path: str, value: Any) -> None:
         if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
@@ -143,14 +147,22 @@ class ReusedClassifier(Term):
         self.mid_channels, self.tap, self.teacher_taps = mid_channels, taps, (teacher_taps,)
         self.advice = ""
 
-    def find_maps(self, student: nn.Module, teacher: nn.Module | None, image: Tensor) -> tuple[FeatureMap, FeatureMap]:
-        """The student's map to connect, and the one that the teacher's classifier reads, averaged.
+    def need_network(self, teacher: nn.Module | None) -> nn.Module:
+        """The teacher.
 
         Raises:
-            UserError: no teacher; a classifier that reads no averaged map; a tap that is no map of the student.
+            UserError: the job has none.
         """
         if teacher is None:
             raise UserError(f"{self.owner}: needs a teacher, but the job has none; name one or drop {self.owner}")
+        return teacher
+
+    def find_maps(self, student: nn.Module, teacher: nn.Module, image: Tensor) -> tuple[FeatureMap, FeatureMap]:
+        """The student's map to connect, and the one that the teacher's classifier reads, averaged.
+
+        Raises:
+            UserError: a classifier that reads no averaged map; a tap that is no map of the student.
+        """
         places = pooled_maps(teacher, image)
         if not places:
             raise UserError(
@@ -164,7 +176,7 @@ class ReusedClassifier(Term):
                     f"{self.owner}: the student's classifier reads no averaged feature map; name one by taps"
                 )
             return own[-1], places[-1]
-        known: dict[str, str] = getattr(student, "taps", {})
+        known = taps_of(student)
         maps = {place.path: place for place, _ in feature_maps(student, image)[0]}
         path = known.get(self.tap, self.tap)
         if path not in maps:
@@ -193,7 +205,7 @@ class ReusedClassifier(Term):
             UserError: another map, or no map at all.
         """
         outputs, tap = need_teacher(self.owner, task), self.teacher_taps[0]
-        maps, classifier = outputs.features[tap], task.teacher.classifier
+        maps, classifier = outputs.features[tap], teacher_network(self.owner, task).classifier
         if maps.ndim == 4 and not self.compares_maps:
             return  # only its size counts
         if maps.ndim == 4 and maps.shape[1] == classifier.in_features:
@@ -210,7 +222,7 @@ class ReusedClassifier(Term):
 def _advice(teacher: nn.Module, places: list[FeatureMap]) -> str:
     """How a recipe names the map that the teacher's classifier averages."""
     paths = {place.path for place in places}
-    names = [name for name, path in getattr(teacher, "taps", {}).items() if path in paths]
+    names = [name for name, path in taps_of(teacher).items() if path in paths]
     if names:
         return f"; set teacher_taps: {names[-1]}"
     return f"; name that one in the recipe, teacher.taps={{map: '{places[-1].path}'}}, and here, teacher_taps: map"
@@ -223,30 +235,32 @@ class JointTerm(ReusedClassifier):
 
     exports = "the teacher's classifier in place of its own"
 
-    def adapt(
-        self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Callable[..., nn.Module]
-    ) -> nn.Module:
-        if student.spec["name"] == JOINT:
+    def adapt(self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Build) -> nn.Module:
+        spec = spec_of(student)
+        if spec["name"] == JOINT:
             raise UserError(
                 f"{self.owner}: the student answers through a teacher's classifier already; start from a plain student "
                 "and name one of simkd and ijckd in the loss"
             )
-        if is_composed(student.spec):
+        if is_composed(spec):
             raise UserError(
                 f"{self.owner}: another term has changed the student; name one of one, simkd and ijckd in the loss"
             )
+        teacher = self.need_network(teacher)
         ours, theirs = self.find_maps(student, teacher, image)
-        classifier, classes = teacher.get_submodule(teacher.classifier_path), student.spec["num_classes"]
+        path_of_classifier, classes = classifier_path_of(teacher), spec["num_classes"]
+        assert path_of_classifier is not None  # it reads a map
+        classifier: Any = teacher.get_submodule(path_of_classifier)
         if classifier.out_features != classes:
             raise UserError(
                 f"{self.owner}: the teacher's classifier has {classifier.out_features} classes, the data has {classes}"
             )
         head = self.head_settings(ours.shape, theirs.shape, classifier)
         path, _, side = ours.path.partition(":")
-        joint = build(JOINT, classes, backbone=student.spec, path=path, side=side or "output", head=head)
+        joint: JointNetwork = build(JOINT, classes, backbone=spec, path=path, side=side or "output", head=head)
         joint.start_from(student, classifier)
         # An earlier term may have named further ones.
-        joint.taps = {name: f"backbone.module.{path}" for name, path in student.taps.items()} | joint.taps
+        joint.taps = {name: f"backbone.module.{path}" for name, path in taps_of(student).items()} | joint.taps
         return joint
 
     def setup(self, task: Task) -> None:

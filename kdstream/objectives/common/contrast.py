@@ -47,6 +47,11 @@ class Contrast(nn.Module):
         UserError: a class to which all samples belong, so that there is no negative.
     """
 
+    labels: Tensor
+    order: Tensor
+    first: Tensor
+    sizes: Tensor
+
     def __init__(self, labels: Tensor, negatives: int, relaxed: bool):
         super().__init__()
         self.negatives, self.relaxed = negatives, relaxed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def same_size(student: Tensor, teacher: Tensor, pool: Any = F.adaptive_avg_pool2
     size = [min(ours, theirs) for ours, theirs in zip(student.shape[2:], teacher.shape[2:], strict=True)]
     student, teacher = (maps if list(maps.shape[2:]) == size else pool(maps, size) for maps in (student, teacher))
     return student, teacher
+
+
+def pooled(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps average-pooled to another height and width: [N,C,H,W] -> [N,C,*size]."""
+    height, width = size
+    return F.adaptive_avg_pool2d(maps, (height, width))
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -98,8 +98,9 @@ def project_by_row(ordered: Tensor, order: Tensor, strength: float) -> tuple[Ten
     """
     ranks = torch.empty_like(ordered, memory_format=torch.contiguous_format)
     starts = torch.empty(ordered.shape, dtype=torch.int32)
-    project = _compiled(ordered.dtype).project
-    project(ordered.contiguous().numpy(), order.contiguous().numpy(), strength, ranks.numpy(), starts.numpy())
+    compiled = _compiled(ordered.dtype)
+    assert compiled is not None  # whoever goes by row knows that numba is there
+    compiled.project(ordered.contiguous().numpy(), order.contiguous().numpy(), strength, ranks.numpy(), starts.numpy())
     return ranks, starts
 
 
@@ -107,8 +108,9 @@ def deviate_by_row(gradient: Tensor, order: Tensor, starts: Tensor, strength: fl
     """The vector-Jacobian product: the gradient minus its mean over each block, by eps; [N,n] -> [N,n]."""
     gradient = gradient.detach().contiguous()
     result = torch.empty_like(gradient)
-    deviate = _compiled(gradient.dtype).deviate
-    deviate(gradient.numpy(), order.contiguous().numpy(), starts.numpy(), strength, result.numpy())
+    compiled = _compiled(gradient.dtype)
+    assert compiled is not None
+    compiled.deviate(gradient.numpy(), order.contiguous().numpy(), starts.numpy(), strength, result.numpy())
     return result
 
 
@@ -157,11 +159,12 @@ def _compiled(dtype: torch.dtype) -> SimpleNamespace | None:
         import numba
     except ImportError:
         return None
-    real = {torch.float32: numba.float32, torch.float64: numba.float64}[dtype][:, ::1]
+    kinds: dict[torch.dtype, Any] = {torch.float32: numba.float32, torch.float64: numba.float64}
+    real = kinds[dtype][:, ::1]
     order, starts, strength = numba.int64[:, ::1], numba.int32[:, ::1], numba.float64
 
     def compiled(function: Any, *arguments: Any) -> Any:
-        options = {"error_model": "numpy", "nogil": True}
+        options: dict[str, Any] = {"error_model": "numpy", "nogil": True}
         try:
             return numba.njit(numba.void(*arguments), cache=True, **options)(function)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from image_bytes import encoded
 from PIL import Image
+from source_places import message, write_image
 
 from kdstream.convert.open_source import open_source
 from kdstream.convert.split import Source
-from kdstream.convert.split_names import split_of, splits_of
-from kdstream.errors import UserError
 
 PNG = encoded(Image.new("RGB", (4, 4), (9, 8, 7)), "PNG")
 
@@ -32,13 +32,6 @@ def counts(source: Source) -> dict[str, list[int]]:
         name: [int((split.labels == c).sum()) for c in range(len(source.classes))]
         for name, split in source.splits.items()
     }
-
-
-def message(text: str, splits: list[str] | None = None) -> str:
-    with pytest.raises(UserError) as caught:
-        open_source(text, splits)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +61,6 @@ def test_splits_by_other_names(tmp_path, folders, splits):
     assert list(open_source(name, ["train"]).splits) == ["train"]
     own = open_source(name, [folders[1]])  # under the name that the user gives
     assert counts(own) == {folders[1]: [2, 2]}
-
-
-def test_words_that_say_a_split():
-    for name in ("trained", "contest", "trainer", "latest", "devil", "train_car", "value", "trainval", "test1", "cat"):
-        assert split_of(name) is None
-    assert splits_of(["steam_train", "electric_train"]) == {}
-    assert splits_of(["train_left", "test_right"]) == {}
-    assert splits_of(["x_train", "x_test", "y"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -223,9 +208,6 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
     assert "is a file; unpack it first" in message(f"imagefolder:{tmp_path / 'birds.zip'}")
 
 
-# ---- photographs that cannot be read
-
-
 def test_files_that_are_no_usual_images(tmp_path):
     name = arrange(tmp_path, "cat/*", "dog/*")
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
@@ -267,3 +249,61 @@ def test_files_that_are_no_usual_images(tmp_path):
     assert {half.where(i): reason for i, reason in half.refused.items()} == {
         split.where(i): reason for i, reason in split.refused.items() if i % 2
     }
+
+
+def test_imagefolder_with_one_split(tmp_path):
+    a = write_image(tmp_path / "hen" / "1.jpg", 1)
+    b = write_image(tmp_path / "hen" / "1.png", 2)
+    c = write_image(tmp_path / "cat" / "deep" / "x.y.JPEG", 3)
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "cat" / "._x.jpg").write_text("a Mac's")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    source = open_source(f"imagefolder:{tmp_path}")
+    assert source.classes == ["cat", "hen"]
+    assert list(source.splits) == ["train"]
+    split = source.splits["train"]
+    assert len(split) == 3
+    assert list(split) == [
+        ("cat/deep/x_y", c.read_bytes(), "jpg", 0),
+        ("hen/1", a.read_bytes(), "jpg", 1),
+        ("hen/1-2", b.read_bytes(), "png", 1),
+    ]
+    assert split.nbytes() == sum(len(item.data) for item in split)
+    assert source.notes == ["1 files without an image's extension left out, e.g. cat/notes.txt"]
+    assert list(open_source(f"imagefolder:{tmp_path}", ["val"]).splits) == ["val"]
+
+
+def test_imagefolder_with_splits(tmp_path):
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        for name in ("b", "a"):
+            for i in range(count):
+                write_image(tmp_path / split / name / f"{i}.jpg", i)
+    source = open_source(f"imagefolder:{tmp_path}")
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 6, "val": 4, "test": 2}
+    assert source.classes == ["a", "b"]
+    assert list(open_source(f"imagefolder:{tmp_path}", ["test", "train"]).splits) == ["train", "test"]
+    write_image(tmp_path / "extra" / "a" / "0.jpg")
+    write_image(tmp_path / "extra" / "b" / "0.jpg")
+    assert "also the folder 'extra'" in message(f"imagefolder:{tmp_path}")
+    assert list(open_source(f"imagefolder:{tmp_path}", ["train", "extra"]).splits) == ["train", "extra"]
+    assert "no split 'nope'" in message(f"imagefolder:{tmp_path}", ["train", "nope"])
+    write_image(tmp_path / "val" / "c" / "0.jpg")
+
+
+def test_imagefolder_messages(tmp_path):
+    assert "needs a folder" in message("imagefolder")
+    assert "nothing follows the colon" in message("imagefolder:")
+    assert "does not exist" in message(f"imagefolder:{tmp_path / 'no'}")
+    image = write_image(tmp_path / "flat" / "1.jpg")
+    assert "is a file" in message(f"imagefolder:{image}")
+    assert "has no class folders" in message(f"imagefolder:{tmp_path / 'flat'}")
+    write_image(tmp_path / "some" / "cat" / "1.jpg")
+    (tmp_path / "some" / "dog").mkdir()
+    assert "class folder 'dog'" in message(f"imagefolder:{tmp_path / 'some'}")
+    (tmp_path / "some" / "dog").rmdir()
+    os.mkdir(os.fsencode(tmp_path / "some") + b"/\xff")
+    assert "not valid UTF-8" in message(f"imagefolder:{tmp_path / 'some'}")
+    assert "did you mean imagefolder:" in message(str(tmp_path))
+    assert "did you mean 'imagefolder'?" in message("imagefoldr:x")
+    assert "makes one split, not 2" in message(f"imagefolder:{tmp_path / 'some'}", ["a", "b"])

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from image_bytes import encoded
 from PIL import Image
+from source_places import message, write_image
 
+from kdstream.convert.open_source import open_source
 from kdstream.convert.sources.image_table import csv_table
 from kdstream.errors import UserError
 
@@ -31,14 +33,11 @@ def table(folder: Path, *labels: str):
     return read(folder, "path,label\n" + "".join(f"{'abcdef'[i]}.png,{label}\n" for i, label in enumerate(labels)))
 
 
-def message(folder: Path, *labels: str, text: str | bytes | None = None, splits=None) -> str:
+def refusal(folder: Path, *labels: str, text: str | bytes | None = None, splits=None) -> str:
     with pytest.raises(UserError) as caught:
         table(folder, *labels) if text is None else read(folder, text, splits)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# ---- labels
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_whole_numbers_are_class_numbers(folder, labels, numbers, note):
     ],
 )
 def test_labels_that_are_refused(folder, labels, expected):
-    assert expected in message(folder, *labels)
+    assert expected in refusal(folder, *labels)
 
 
 def test_names(folder):
@@ -103,9 +102,6 @@ def test_names(folder):
 def test_a_file_with_two_labels_is_said(folder):
     source = read(folder, "a.png,cat\nb.png,dog\na.png,dog\na.png,cat\n")
     assert "1 rows give a file another label than an earlier row does" in source.notes
-
-
-# ---- what separates, what comes first
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -157,7 +153,7 @@ def test_headers(folder, head, note):
     ],
 )
 def test_tables_that_are_refused(folder, text, expected):
-    assert expected in message(folder, text=text)
+    assert expected in refusal(folder, text=text)
 
 
 def test_splits_by_other_names(folder):
@@ -166,7 +162,7 @@ def test_splits_by_other_names(folder):
     assert "the split 'Training' is read as 'train'" in source.notes
     assert "split 'val' has no image of 1 of the classes ('1')" in source.notes
     both = "path,label,split\na.png,0,val\nb.png,1,valid\n"
-    assert "line 3: split 'valid', and 'val' before it, both say 'val'" in message(folder, text=both)
+    assert "line 3: split 'valid', and 'val' before it, both say 'val'" in refusal(folder, text=both)
     assert list(read(folder, both, ["val", "valid"]).splits) == ["val", "valid"]
 
 
@@ -178,3 +174,57 @@ def test_photographs_that_cannot_be_read(folder):
         "a HEIC photograph:",
         "an empty file (0 b",
     ]
+
+
+def csv_source(folder: Path, text: str):
+    for name in ("a", "b", "c"):
+        write_image(folder / "img" / f"{name}.jpg", ord(name))
+    (folder / "t.csv").write_text(text, encoding="utf-8")
+    return f"csv:{folder / 't.csv'}"
+
+
+def test_csv_with_names_header_and_splits(tmp_path):
+    text = (
+        "\ufefflabel,split,path\nzebra,train,img/a.jpg\n\nant,val,img/b.jpg\nant,train,img/a.jpg\nant,train,img/a.jpg\n"
+    )
+    source = open_source(csv_source(tmp_path, text))
+    assert source.classes == ["ant", "zebra"]
+    train = list(source.splits["train"])
+    assert [(item.key, item.label) for item in train] == [("zebra/a", 1), ("ant/a", 0), ("ant/a-2", 0)]
+    assert train[0].data == (tmp_path / "img" / "a.jpg").read_bytes()
+    assert [item.key for item in source.splits["val"]] == ["ant/b"]
+
+
+def test_csv_with_numbers_and_no_header(tmp_path):
+    source = open_source(csv_source(tmp_path, f"img/a.jpg,3\n{tmp_path}/img/b.jpg,0\nimg/c.jpg,10\n"))
+    assert source.classes == [str(i) for i in range(11)]
+    assert [item.label for item in source.splits["train"]] == [3, 0, 10]
+    assert source.notes == ["8 of the classes 0..10 have no row, e.g. 1"]
+    assert list(open_source(source.name, ["test"]).splits) == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "has no rows"),
+        ("path,label\n", "has no rows"),
+        ("img/a.jpg\n", "line 1: 1 columns instead of 2"),
+        ("path,label\nimg/a.jpg,x\nimg/nope.jpg,x\n", "line 3: there is no file"),
+        ("photo,bird\nimg/a.jpg,x\n", "a header must name the columns path and label (seen: 'photo', 'bird')"),
+        ("img/a.jpg,\n", "line 1: the label is empty"),
+        (",x\n", "line 1: the path is empty"),
+        ("path,label,split\nimg/a.jpg,x,my split\n", "split 'my split' is no name"),
+        ("img,x\n", "img' is no file"),
+        ("t.csv,x\n", "does not end in .jpg"),
+    ],
+)
+def test_csv_messages(tmp_path, text, expected):
+    assert expected in message(csv_source(tmp_path, text))
+
+
+def test_csv_that_is_none(tmp_path):
+    assert "needs a file" in message("csv")
+    assert "cannot read" in message(f"csv:{tmp_path / 'no.csv'}")
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
+    assert "no CSV file in UTF-8" in message(f"csv:{tmp_path / 'x.csv'}")
+    assert "makes one split, not 2" in message(csv_source(tmp_path, "img/a.jpg,x\n"), ["a", "b"])

@@ -11,6 +11,7 @@ from torch import nn
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.taps import Tapped
+from kdstream.models.zoo.cifar_resnet import PadShortcut
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,23 @@ def test_own_widths():
 def test_impossible_architectures(kw, message):
     with pytest.raises(UserError, match=message):
         build("kdstream.models.zoo.cifar_resnet:CifarResNet", 10, **kw)
+
+
+def test_option_a_takes_every_second_pixel_and_pads_both_sides():
+    x = torch.arange(2 * 3 * 3.0).reshape(1, 2, 3, 3)
+    out = PadShortcut(2, 4, 2)(x)
+    assert out.shape == (1, 4, 2, 2)
+    assert (out[:, [0, 3]] == 0).all()
+    assert torch.equal(out[:, 1:3], x[:, :, [0, 2]][:, :, :, [0, 2]])
+
+
+def test_option_a_has_no_parameters_in_its_shortcuts():
+    with torch.device("meta"):
+        module = build("akamaster_resnet20", 10)
+    assert not [key for key in module.state_dict() if "downsample" in key]
+    assert module.classifier_path == "linear"
+
+
+def test_option_a_cannot_shrink():
+    with pytest.raises(UserError, match="cannot shrink the width from 16 to 8"):
+        build("akamaster_resnet20", 10, widths=[16, 8, 32, 64])

@@ -1,0 +1,116 @@
+"""Comparison: means, spread, differences and marks are those of hand, of results that lie where trainings put them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from scipy import stats
+from small_tables import TABLE, finish, write_table
+
+from kdstream.display.table_page import to_html, to_markdown
+from kdstream.training.tables.cells import expand
+from kdstream.training.tables.comparison import as_json, compare, page
+from kdstream.training.tables.finished import Finished
+from kdstream.training.tables.table import load_table
+
+FIVE = TABLE.replace("runs_averaged: 2", "runs_averaged: 5")
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    def cells(text=FIVE):
+        monkeypatch.chdir(tmp_path)
+        table = load_table(str(write_table(tmp_path, tmp_path / "digits", text)))
+        return {cell.row: cell for cell in expand(table)}
+
+    return cells
+
+
+def compared(cells, seeds=5, added=()):
+    found = compare(list(cells.values()), seeds, [], Finished(added))
+    return {one.cell.row: one for one in found}
+
+
+TOPS = {0: [70.0, 75.0, 72.0], 1: [70.0, 76.0, 74.0], 2: [70.0, 74.0, 70.0]}
+
+
+def test_ours_stands_beside_the_printed_value(cells):
+    found = cells()
+    for seed, tops in TOPS.items():
+        finish(found["kd"].with_seed(seed), tops)
+    one = compared(found)["kd"]
+    assert (one.last.mean, one.last.std, one.best.mean, one.best.std) == (72.0, 2.0, 75.0, 1.0)
+    assert one.difference == pytest.approx(75.0 - 73.08)
+    expected = stats.ttest_ind_from_stats(75.0, 1.0, 3, 73.08, 0.2, 5, equal_var=False).pvalue
+    assert one.probability == pytest.approx(expected, rel=1e-3)
+    assert 0.05 < expected < 0.1
+    assert not one.marked
+    assert (one.seeds_lacking, sorted(one.done)) == (2, [0, 1, 2])
+
+
+def test_the_last_epoch_is_compared_where_the_paper_prints_it_and_more_seeds_tell_more(cells):
+    found = cells(FIVE.replace("printed: best", "printed: last"))
+    for seed in range(5):
+        finish(found["kd"].with_seed(seed), [75.0, 70.0 + seed / 10])
+    one = compared(found)["kd"]
+    assert one.difference == pytest.approx(70.2 - 73.08)
+    assert one.marked
+    assert one.seeds_lacking == 0
+
+
+def test_without_a_printed_spread_the_papers_runs_vary_as_ours(cells):
+    found = cells()
+    for seed, tops in TOPS.items():
+        finish(found["ckd"].with_seed(seed), tops)
+    one = compared(found)["ckd"]
+    error = math.sqrt(1 / 3 + 1 / 5)
+    assert one.probability == pytest.approx(2 * stats.t.sf(1.0 / error, 2))
+    single = compared(found, seeds=1)["student"]
+    assert (single.last, single.difference, single.probability, single.seeds_lacking) == (None, None, None, 1)
+
+
+def test_a_single_seed_marks_nothing(cells):
+    found = cells()
+    finish(found["kd"].with_seed(0), [10.0])
+    one = compared(found)["kd"]
+    assert (one.last.std, one.probability, one.marked) == (None, None, False)
+    assert one.difference == pytest.approx(10 - 73.08)
+
+
+def test_what_is_missing_says_what_it_costs(cells):
+    found = cells()
+    finish(found["teacher"].teaching(), [80.0], folder="runs/cells/teachers/digits-resnet14-x", seconds=7.0)
+    finish(found["kd"].with_seed(0), [70.0], seconds=30.0)
+    by_row = compared(found)
+    assert by_row["teacher"].best.mean == 80.0
+    assert (by_row["teacher"].seeds_lacking, by_row["teacher"].epochs_lacking) == (0, 0)
+    assert (by_row["kd"].seeds_lacking, by_row["kd"].epochs_lacking) == (4, 4)
+    assert by_row["kd"].seconds_lacking == pytest.approx(120.0)  # four epochs of 30 s
+    assert (by_row["ckd"].seeds_lacking, by_row["ckd"].seconds_lacking) == (5, None)  # no such pair is done
+    shown = dict(page(found["kd"].table, list(by_row.values()), "x").rows)
+    assert shown["KD"][0].missing == "lacks 4: 4 epochs, 2:00"
+    assert shown["CKD"][0].missing == "lacks 5: 5 epochs"
+    assert shown["Searched"][0].missing == "quoted"
+    assert shown["Teacher"][0].missing == ""
+
+
+def test_the_report_says_all_of_it(cells):
+    found = cells()
+    for seed, tops in TOPS.items():
+        finish(found["kd"].with_seed(seed), tops)
+    by_row = compared(found)
+    table = found["kd"].table
+    shown = page(table, list(by_row.values()), "kdstream table small")
+    for text in (to_html(shown), to_markdown(shown)):
+        for said in ("73.08±0.2", "last 72.00 ± 2.00", "best 75.00 ± 1.00", "+1.92, n = 3", "lacks 2: 3 epochs"):
+            assert said in text
+        assert "hardly so" in text
+        assert "from another paper" in text
+    plain = json.loads(json.dumps(as_json(table, list(by_row.values()))))
+    (kd,) = [cell for cell in plain["cells"] if cell["row"] == "kd"]
+    assert kd["printed"] == {"text": "73.08±0.2", "value": 73.08, "std": 0.2}
+    assert kd["last"] == {"mean": 72.0, "std": 2.0, "seeds": 3}
+    assert kd["seeds"] == [0, 1, 2]
+    assert plain["suspect"] == [{"row": "kd", "column": "resnet14-resnet8", "says": "hardly so"}]
