@@ -19,6 +19,9 @@ _HOME = {
     "kdstream.stream.decode": ("decode",),
     "kdstream.stream.augment": ("augment",),
     "kdstream.stream.coded": ("coded", "fixed", "hkl", "random"),
+    "kdstream.stream.randaugment": ("randaugment",),
+    "kdstream.stream.erasing": ("erasing",),
+    "kdstream.stream.mix": ("cutmix", "mix", "mixup"),
     "kdstream.stream.teacher": ("teacher",),
     "kdstream.stream.normalize": ("normalize",),
 }

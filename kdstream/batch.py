@@ -60,6 +60,8 @@ class Batch:
             the number of processes and workers. None: the index serves as key.
         qualities: int64 [N,V], the JPEG quality of each version in ``variants``; None without versions.
         selector: how the ``teacher`` stage chooses among the versions; set by ``coded`` together with ``variants``.
+        soft: float [N,C], shares of the classes in a mixed image, which sum to 1; ``label`` is the class of the largest
+            then. None where images are whole.
     """
 
     image: Tensor
@@ -71,6 +73,12 @@ class Batch:
     rng_key: Tensor | None = None
     qualities: Tensor | None = None
     selector: Callable[..., Tensor] | None = None
+    soft: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """What a label loss learns: ``label``, or ``soft`` where images are mixed; ``F.cross_entropy`` takes either."""
+        return self.label if self.soft is None else self.soft
 
     def __len__(self) -> int:
         return len(self.label)

@@ -193,14 +193,70 @@ class Assistant(Model):
         return self
 
 
-class Optimizer(Part):
-    """SGD with momentum."""
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4},
+    "adamw": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+    "lamb": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.01},
+}
+"""Optimizers by name: the settings that each has for itself, with their defaults (SGD's are those of the CIFAR
+recipes, the others' those of torch and timm)."""
+_Beta = Annotated[Number, Field(ge=0, lt=1)]
 
-    lr: Annotated[Number, Field(gt=0)] = 0.05
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: NotNegative = 5e-4
+
+class Optimizer(Part):
+    """How weights are updated.
+
+    Attributes:
+        name: ``sgd`` (with momentum), ``adamw`` (Loshchilov & Hutter 2019), ``lamb`` (You et al. 2020; timm's), or the
+            dotted path of a torch optimizer, ``my_pkg.optimizers:Lion``.
+        lr: learning rate before the schedule; one's own optimizer has no default.
+        momentum, nesterov: of ``sgd``.
+        betas, eps: of ``adamw`` and ``lamb``: shares that the running means of the gradient and of its square keep at
+            every step; what is added to the root of the latter.
+        weight_decay: > 0 pulls weights to zero: added to the gradient (``sgd``), or to the step.
+        options: further keyword arguments of one's own optimizer.
+        no_decay: which parameters weight decay leaves alone: ``norm`` (those of normalisation layers), ``bias``,
+            ``embedding`` (class tokens, embeddings of positions, tables of embeddings).
+        clip: largest norm of the gradient of all parameters together; a larger one is scaled down.
+
+    None stands for a setting that the optimizer does not have.
+    """
+
+    name: str = "sgd"
+    lr: Annotated[Number, Field(gt=0)]
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    nesterov: bool | None = None
+    betas: tuple[_Beta, _Beta] | None = None
+    eps: Annotated[Number, Field(gt=0)] | None = None
+    weight_decay: NotNegative = 0.0
+    options: dict[str, Any] | None = None
+    no_decay: list[Literal["norm", "bias", "embedding"]] | None = None
     clip: Annotated[Number, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_what_its_name_says(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not value.keys() <= cls.model_fields.keys():
+            return value
+        name = value.get("name", "sgd")
+        if not isinstance(name, str):
+            return value
+        if ":" in name:
+            own: dict[str, Any] = {"lr": None, "weight_decay": 0.0, "options": {}}
+            if value.get("lr") is None:
+                raise ValueError(f"lr is missing: only {', '.join(OPTIMIZERS)} have a default")
+        elif name in OPTIMIZERS:
+            own = OPTIMIZERS[name]
+        else:
+            raise ValueError(f"unknown optimizer {quoted(name)}: {nearest(name, OPTIMIZERS)}, or a dotted path")
+        given = {key: one for key, one in value.items() if one is not None}
+        for key in given:
+            if key not in (*own, "name", "no_decay", "clip"):
+                raise ValueError(
+                    f"{name} has no {key}; its settings are {', '.join(own)}, no_decay, clip. To replace another "
+                    f"optimizer as a whole: optimizer={{name: {name}, lr: ...}}"
+                )
+        return {**own, **given, "name": name}
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Optimizer:
@@ -213,16 +269,28 @@ class Schedule(Part):
     """Learning rate over the epochs.
 
     Attributes:
-        name: ``step`` (times gamma after each milestone), ``cosine`` (to zero), ``constant``.
+        name: ``step`` (times gamma after each milestone), ``cosine`` (to ``end_factor``), ``constant``.
         milestones: epochs.
         gamma: factor.
-        warmup: epochs of linear warm-up from zero, before anything else.
+        warmup: epochs of linear warm-up, before anything else.
+        start_factor: share of the rate at which the warm-up begins.
+        end_factor: share of the rate at which a cosine ends.
     """
 
     name: Literal["step", "cosine", "constant"] = "step"
     milestones: list[Positive] = []
     gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
     warmup: NotNegative = 0.0
+    start_factor: _Mean = 0.0
+    end_factor: _Mean = 0.0
+
+    @model_validator(mode="after")
+    def _factors_are_of_something(self) -> Schedule:
+        if self.start_factor and not self.warmup:
+            raise ValueError("start_factor is where a warm-up begins, and there is none: set warmup")
+        if self.end_factor and self.name != "cosine":
+            raise ValueError(f"end_factor is where a cosine ends, and the schedule is {self.name}")
+        return self
 
 
 def _seeds(value: Any) -> Any:
@@ -254,8 +322,8 @@ class Recipe(Part):
             trained once for all ``runs``: with the recipe's own settings, not with those of a run.
         stream: the training chain (:mod:`kdstream.stream.language`). ``teacher`` and ``normalize`` are appended where
             missing; ``coded`` and ``teacher`` are left out where no term of the loss looks at the teacher.
-        eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)`` where training has
-            ``augment(inception, SIZE)``.
+        eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)``, of the same interpolation,
+            where training has ``augment(inception, SIZE)``.
         loss: term -> weight, or -> {weight: ..., settings}.
         epochs, batch_size, seed: batch_size counts all processes together.
         accumulate: batches whose gradients are added up before each step of the optimizer.
@@ -265,8 +333,12 @@ class Recipe(Part):
         compile: torch.compile for the teacher's forward pass.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
             validation accuracy (which then is no longer an unbiased estimate).
-        export_network: where several networks are trained, as in mutual learning, which of them is exported: the
-            "student" that the recipe asks for, or the "best" of all by validation accuracy, whatever its architecture.
+        ema: decay of an exponential moving average of the student's weights, as 0.9999: at every step of the main phase
+            it keeps this share of itself and takes the rest from the student. It is evaluated beside the student, as
+            the network "ema".
+        export_network: where there are several networks, as in mutual learning or with ``ema``, which of them is
+            exported: the "student" that the recipe asks for, its average "ema", or the "best" of all by validation
+            accuracy, whatever its architecture.
         export_all: of several networks, write every one, to peers/NAME in the run's folder ("best": as they were in
             the epoch of the best).
         runs: several students from one teacher: name -> settings that replace the recipe's.
@@ -299,10 +371,11 @@ class Recipe(Part):
     ] = None
     channels_last: bool | None = None
     compile: bool = False
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = Optimizer.model_validate({})
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"
-    export_network: Literal["student", "best"] = "student"
+    ema: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    export_network: Literal["student", "ema", "best"] = "student"
     export_all: bool = False
     runs: dict[str, dict[str, Any]] = {}
     seeds: Annotated[int | list[int] | None, BeforeValidator(_seeds)] = None
@@ -323,6 +396,12 @@ class Recipe(Part):
         deciding = self.model_dump(mode="json", exclude=set(FREE)) | {"precision": self.precision or "no"}
         if self.export_network == "student":  # as below: it changes no older fingerprint
             del deciding["export_network"]
+        if self.ema is None:
+            del deciding["ema"]
+        for group in ("optimizer", "schedule"):
+            for key, value in _SILENT[group].items():
+                if deciding[group][key] == value:
+                    del deciding[group][key]
         for group, key in _LATER:
             for part in deciding[group] if isinstance(deciding[group], list) else [deciding[group]]:
                 if part is not None and part[key] is None:
@@ -372,16 +451,29 @@ _LATER = (
 found again."""
 
 
+_SILENT: dict[str, dict[str, Any]] = {
+    "optimizer": {"name": "sgd", **dict.fromkeys(("momentum", "nesterov", "betas", "eps", "options", "no_decay"))},
+    "schedule": {"start_factor": 0.0, "end_factor": 0.0},
+}
+"""Likewise, with the values at which they leave it so."""
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid over it, groups merged key by key; ``loss`` is replaced as a whole."""
+    """``base`` with ``over`` laid over it, groups merged key by key; ``loss`` is replaced as a whole, and so is an
+    optimizer by another one."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if key != "loss" and isinstance(old, Mapping) and isinstance(value, Mapping):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _is_another(key, old, value):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _is_another(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a group takes nothing over from the one that it replaces."""
+    return key == "loss" or (key == "optimizer" and new.get("name") not in (None, old.get("name", "sgd")))
 
 
 def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
@@ -400,6 +492,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         raise UserError(f"{what}: {_explain(error)}") from None
+    if recipe.export_network == "ema" and recipe.ema is None:
+        raise UserError(f"{what}: export_network: there is no average of the weights: set its decay, as ema: 0.9999")
     places: dict[str, str] = {}
     for name, over in recipe.runs.items():
         if not re.fullmatch(r"[\w][\w .+-]*", name):

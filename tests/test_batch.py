@@ -24,6 +24,7 @@ def full_batch():
         rng_key=torch.tensor([5, 6]),
         qualities=torch.zeros(2, 6, dtype=torch.int64),
         selector=max,
+        soft=torch.full((2, 4), 0.25),
     )
 
 
@@ -52,6 +53,13 @@ def test_no_features_are_shared_between_outputs():
 
 def test_a_batch_is_as_long_as_its_labels():
     assert len(full_batch()) == 2
+
+
+def test_the_target_is_the_label_or_the_shares_of_a_mixture():
+    batch = full_batch()
+    assert batch.target is batch.soft
+    batch.soft = None
+    assert batch.target is batch.label
 
 
 def test_every_tensor_of_a_batch_moves():

@@ -26,4 +26,4 @@ class CrossEntropy(Term):
         need_classes("ce", task, 2, "a label to learn")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return F.cross_entropy(at_least_float32(student.logits), batch.label)
+        return F.cross_entropy(at_least_float32(student.logits), batch.target)

@@ -9,14 +9,15 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import NotNegative
+from kdstream.objectives.common.targets import negative_log_likelihood
 from kdstream.objectives.term import Task, Term
 
 
 def label_loss_and_entropy(student: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on the labels and Shannon entropy of the output, batch means: logits [N,C], labels int64 [N] ->
-    two scalars >= 0 in nats."""
+    """Cross-entropy on the labels and Shannon entropy of the output, batch means: logits [N,C], labels int64 [N] or
+    their shares [N,C] -> two scalars >= 0 in nats."""
     log_q = F.log_softmax(at_least_float32(student), dim=1)
-    return F.nll_loss(log_q, label), -(log_q.exp() * log_q).sum(dim=1).mean()
+    return negative_log_likelihood(log_q, label), -(log_q.exp() * log_q).sum(dim=1).mean()
 
 
 class ConfidencePenalty(Term):
@@ -44,5 +45,5 @@ class ConfidencePenalty(Term):
         need_classes("confidence_penalty", task, 2, "a label to learn")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        on_labels, entropy = label_loss_and_entropy(student.logits, batch.label)
+        on_labels, entropy = label_loss_and_entropy(student.logits, batch.target)
         return on_labels - self.eta * entropy

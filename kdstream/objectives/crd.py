@@ -110,6 +110,7 @@ class CRD(Term):
         UserError: a setting out of range; no teacher; classes unknown or only one.
     """
 
+    keeps = "an embedding of each sample"
     replicated = ("memory_v1", "memory_v2", "Z_v1", "Z_v2", "draw")
 
     memory_v1: Tensor

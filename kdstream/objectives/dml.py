@@ -102,7 +102,7 @@ class DeepMutualLearning(Term):
         logits = [student.logits, *(logits_of(peer(batch.image)) for peer in self.cohort)]
         loss = self.temperature**2 * total(mutual_kl(logits, self.temperature))
         if self.labels:
-            loss = loss + self.labels * total(F.cross_entropy(at_least_float32(z), batch.label) for z in logits)
+            loss = loss + self.labels * total(F.cross_entropy(at_least_float32(z), batch.target) for z in logits)
         return loss
 
 

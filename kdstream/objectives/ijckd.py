@@ -55,7 +55,7 @@ class IJCKD(JointTerm):
         self.alpha_ce, self.alpha, self.beta = alpha_ce, alpha, beta
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        loss = self.alpha_ce * F.cross_entropy(at_least_float32(student.logits), batch.label)
+        loss = self.alpha_ce * F.cross_entropy(at_least_float32(student.logits), batch.target)
         loss = loss + self.alpha * logit_distance(student.logits, teacher.logits)
         if self.beta:
             loss = loss + self.beta * self.feature_distance(student, teacher)

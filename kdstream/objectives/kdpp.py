@@ -60,6 +60,7 @@ class NormAndDirection(Term):
         UserError: no teacher; features that are no vectors [N,d].
     """
 
+    keeps = "the mean feature of each class"
     student_taps = ("penultimate",)
     teacher_taps = ("penultimate",)
 

@@ -9,14 +9,15 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.checks import need_classes
 from kdstream.objectives.common.precision import at_least_float32
 from kdstream.objectives.common.settings import Fraction
+from kdstream.objectives.common.targets import negative_log_likelihood
 from kdstream.objectives.term import Task, Term
 
 
 def label_and_uniform(student: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy on the labels and on the uniform distribution over all C classes, batch means: logits [N,C],
-    labels int64 [N] -> two scalars >= 0."""
+    labels int64 [N] or their shares [N,C] -> two scalars >= 0."""
     log_q = F.log_softmax(at_least_float32(student), dim=1)
-    return F.nll_loss(log_q, label), -log_q.mean()
+    return negative_log_likelihood(log_q, label), -log_q.mean()
 
 
 class LabelSmoothing(Term):
@@ -45,5 +46,5 @@ class LabelSmoothing(Term):
         need_classes("label_smoothing", task, 2, "a label to learn")
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        on_labels, on_uniform = label_and_uniform(student.logits, batch.label)
+        on_labels, on_uniform = label_and_uniform(student.logits, batch.target)
         return (1 - self.epsilon) * on_labels + self.epsilon * on_uniform

@@ -40,9 +40,11 @@ def ensemble_kl(branches: Tensor, ensemble: Tensor, temperature: float, eps: flo
 
 
 def branch_cross_entropies(branches: Tensor, label: Tensor) -> Tensor:
-    """Each branch's batch mean: logits [N,m,C], int64 [N] -> [m]."""
+    """Each branch's batch mean: logits [N,m,C], labels int64 [N] or their shares [N,C] -> [m]."""
     count = branches.shape[1]
-    costs = F.cross_entropy(at_least_float32(branches).flatten(0, 1), label.repeat_interleave(count), reduction="none")
+    costs = F.cross_entropy(
+        at_least_float32(branches).flatten(0, 1), label.repeat_interleave(count, dim=0), reduction="none"
+    )
     return costs.view(-1, count).mean(0)
 
 
@@ -126,6 +128,6 @@ class OnTheFlyNativeEnsemble(Term):
         branches, ensemble = student.features["branches"], student.features["ensemble"]
         loss = self.gain * ensemble_kl(branches, ensemble, self.temperature, self.eps)
         if self.labels:
-            own = F.cross_entropy(at_least_float32(ensemble), batch.label)
-            loss = loss + self.labels * (branch_cross_entropies(branches, batch.label).sum() + own)
+            own = F.cross_entropy(at_least_float32(ensemble), batch.target)
+            loss = loss + self.labels * (branch_cross_entropies(branches, batch.target).sum() + own)
         return loss

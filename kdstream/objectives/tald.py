@@ -142,7 +142,7 @@ class AdversarialLocalDistribution(Term):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         rank, world = process_rank(), count_processes()
         count = min(self.images // world + (rank < self.images % world), len(batch))
-        students, teachers, labels = [student.logits], [teacher.logits], [batch.label]
+        students, teachers, labels = [student.logits], [teacher.logits], [batch.target]
         if count:
             noise = self.noise(batch, count)
             strong = teacher_network("tald", self.task)
@@ -150,7 +150,7 @@ class AdversarialLocalDistribution(Term):
             with torch.no_grad():
                 teachers.insert(0, strong(moved).logits)
             students.insert(0, ask_student(self.task, moved).logits)
-            labels.insert(0, batch.label[:count].repeat(self.particles))
+            labels.insert(0, torch.cat([batch.target[:count]] * self.particles))
         ours, theirs = (
             F.cross_entropy(at_least_float32(torch.cat(logits)), torch.cat(labels), reduction="none")
             for logits in (students, teachers)

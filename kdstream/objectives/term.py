@@ -128,6 +128,11 @@ class Term(nn.Module):
     the name of the submodule that holds them. They are not sent to the other processes at every step, as buffers else
     are."""
 
+    keeps: str = ""
+    """In words, what the term keeps of single samples or classes from step to step, which an image mixed of two of them
+    would spoil: such a term is refused beside mixup and cutmix. Other terms find the mixture's shares of the classes in
+    ``batch.target`` and its main class in ``batch.label``."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have what is given to the class's ``__init__`` checked by its annotations, wherever a term is made, and
         groups among its taps spelled out before its ``setup``."""
@@ -148,7 +153,7 @@ class Term(nn.Module):
             student: logits [N,C] and the taps named in ``student_taps``, with gradient.
             teacher: the (coded) teacher's, detached. A term whose ``uses_teacher`` is False gets None where
                 the job has no teacher, and writes ``Outputs | None`` here.
-            batch: labels, indices, images.
+            batch: labels (``batch.target``: of mixed images, their shares [N,C]), indices, images.
 
         Returns:
             A scalar, without the outer weight.

@@ -15,7 +15,7 @@ from kdstream.objectives.term import Task, Term
 
 def sample_weight(student: Tensor, teacher: Tensor, label: Tensor, eps: float) -> Tensor:
     """1 - exp(-CE_student / (CE_teacher + eps)) with label cross-entropies at temperature 1, without gradient:
-    logits [N,C], [N,C], labels int64 [N] -> [N] in 0..1."""
+    logits [N,C], [N,C], labels int64 [N] or their shares [N,C] -> [N] in 0..1."""
     ours = F.cross_entropy(at_least_float32(student.detach()), label, reduction="none")
     theirs = F.cross_entropy(at_least_float32(teacher.detach()), label, reduction="none")
     return -torch.expm1(-ours / (theirs + eps))
@@ -50,7 +50,7 @@ class WeightedSoftLabels(Term):
         need_same_classes("wsld", task)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        weight = sample_weight(student.logits, teacher.logits, batch.label, self.eps)
+        weight = sample_weight(student.logits, teacher.logits, batch.target, self.eps)
         target = torch.softmax(at_least_float32(teacher.logits) / self.temperature, dim=1)
         loss = F.cross_entropy(at_least_float32(student.logits) / self.temperature, target, reduction="none")
         return self.temperature**2 * (weight * loss).mean()

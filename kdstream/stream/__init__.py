@@ -5,8 +5,11 @@ from kdstream.rng import uniform
 from kdstream.stream.augment import augment
 from kdstream.stream.coded import coded, fixed, hkl, random
 from kdstream.stream.decode import decode
+from kdstream.stream.erasing import erasing
 from kdstream.stream.language import STAGES, parse_chain
+from kdstream.stream.mix import cutmix, mix, mixup
 from kdstream.stream.normalize import normalize
+from kdstream.stream.randaugment import randaugment
 from kdstream.stream.stage import Chain, Stage, batch_stage, given, stage
 from kdstream.stream.stream import Stream
 from kdstream.stream.teacher import teacher
@@ -20,13 +23,18 @@ __all__ = [
     "augment",
     "batch_stage",
     "coded",
+    "cutmix",
     "decode",
+    "erasing",
     "fixed",
     "given",
     "hkl",
+    "mix",
+    "mixup",
     "normalize",
     "open_shards",
     "parse_chain",
+    "randaugment",
     "random",
     "stage",
     "teacher",

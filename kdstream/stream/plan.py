@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class Plan:
         batch_size: samples in a *global* batch, all ranks together.
         seed: of the order.
         shuffle: False = natural order (evaluation).
+        group: so many neighbours of a batch, from its first sample on, stay in one rank's slice.
 
     Batches are full except that, where ``batch_size`` does not divide ``size``, the last two share what is left
     evenly: no batch is smaller than half of ``batch_size``, so batch statistics stay sound and every rank gets samples.
@@ -69,6 +71,7 @@ class Plan:
     batch_size: int
     seed: int = 0
     shuffle: bool = True
+    group: int = 1
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -94,7 +97,13 @@ class Plan:
     def smallest_slice(self, world: int) -> int:
         """The fewest samples that one of ``world`` ranks gets in any step; 0 where a batch has fewer than ranks."""
         bounds = [self.bounds(step) for step in {0, max(self.steps - 2, 0), self.steps - 1}]
-        return min((stop - start) // world for start, stop in bounds)
+        cuts = [[self._cut(stop - start, rank, world) for rank in range(world + 1)] for start, stop in bounds]
+        return min(end - begin for each in cuts for begin, end in pairwise(each))
+
+    def _cut(self, count: int, rank: int, world: int) -> int:
+        """Where a rank's slice of ``count`` samples begins, and that of the rank before it ends."""
+        groups = -(-count // self.group)
+        return min(groups * rank // world * self.group, count)
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Tensor:
         """Indices of the samples of one batch.
@@ -106,11 +115,11 @@ class Plan:
             world: number of ranks; their slices, joined in order, are the global batch.
 
         Returns:
-            int64 [n]; slices differ by one sample at most.
+            int64 [n]; slices differ by one group at most.
         """
         start, stop = self.bounds(step)
         count = stop - start
-        position = torch.arange(start + count * rank // world, start + count * (rank + 1) // world)
+        position = torch.arange(start + self._cut(count, rank, world), start + self._cut(count, rank + 1, world))
         if not self.shuffle:
             return position
         key = int(sample_keys(self.seed, epoch, torch.tensor([-1])))

@@ -14,7 +14,7 @@ from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import Unnamed, name_of, network_name
-from kdstream.stream.augment import center_box
+from kdstream.stream.augment import central
 from kdstream.stream.coded import hkl
 from kdstream.stream.coding_plan import CHUNK, PlanKey, alone, load_plan, make_plan
 from kdstream.stream.loader import Loader, Reader, on_device
@@ -84,7 +84,7 @@ def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
         elif not stage.random:
             view.append(stage)
         elif stage.role == "box":
-            view.append(center_box(size=stage.setting("size")))
+            view.append(central(stage))
     return Chain(tuple(view))
 
 

@@ -31,7 +31,7 @@ was handed to the :class:`~kdstream.stream.stream.Stream` as ``given``."""
 
 Function = Callable[..., Iterator[Any]]
 """What a stage is made of: takes an iterator first, then the stage's settings; a generator function, usually."""
-Role = Literal["box", "coded", "teacher", "normalize"]
+Role = Literal["box", "coded", "mix", "teacher", "normalize"]
 """What kdstream's own stages are recognised by, whatever a stage of the user's is called; a "box" cuts every image to
 its setting ``size``, both sides."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,13 @@ class Stream:
         roles = new.chain.roles
         if "teacher" in roles and "normalize" in roles[: roles.index("teacher")]:
             raise UserError("normalize must come after teacher: the teacher standardises images for itself")
+        if "mix" in roles and self.train:
+            new.plan = replace(self.plan, group=2)
+            if not new.plan.smallest_slice(self.world):
+                raise UserError(
+                    f"batches of {self.plan.batch_size} of {len(self.dataset)} samples hold too few pairs for "
+                    f"{self.world} processes: raise batch_size to {4 * self.world} or more"
+                )
         new._loader = None
         return new
 

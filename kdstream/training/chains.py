@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdstream.errors import UserError
+from kdstream.objectives import Loss
 from kdstream.recipe import Recipe
-from kdstream.stream.augment import center_box
+from kdstream.stream.augment import central
 from kdstream.stream.decode import decode
 from kdstream.stream.language import parse_chain
+from kdstream.stream.mix import mixes
 from kdstream.stream.normalize import normalize
 from kdstream.stream.stage import Chain, Stage
 from kdstream.stream.teacher import teacher
@@ -35,9 +37,24 @@ def evaluation_chain(recipe: Recipe) -> Chain:
         chain = Chain() | decode
         boxes = [stage for stage in parse_chain(recipe.stream).stages if stage.role == "box"]
         if boxes:
-            chain = chain | center_box(size=boxes[-1].setting("size"))
+            chain = chain | central(boxes[-1])
     _refuse_settings(chain.stages)
     return chain if "normalize" in chain.roles else chain | normalize
+
+
+def refuse_mixed(loss: Loss, chain: Chain) -> None:
+    """Mixed images are nothing for terms that keep something of single samples or classes.
+
+    Raises:
+        UserError: such a term beside mixup or cutmix.
+    """
+    keeping = [(name, term.keeps) for name, _, term in loss if term.keeps]
+    if keeping and (mixing := mixes(chain.stages)):
+        name, kept = keeping[0]
+        raise UserError(
+            f"loss.{name} keeps {kept}, which the images that {mixing[0]} mixes of two would spoil: leave {mixing[0]} "
+            "out of the stream, or the term out of the loss"
+        )
 
 
 def _refuse_settings(stages: Sequence[Stage]) -> None:

@@ -40,11 +40,12 @@ from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
 from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
-from kdstream.training.chains import evaluation_chain, training_chain
+from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, need_weights, trained_here
+from kdstream.training.optimizer import find_optimizer
 from kdstream.training.own_code import code_mark
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.seeds import RESULTS, over_seeds, rows_over_seeds
@@ -252,7 +253,7 @@ class Job:
         for i, assistant in enumerate(assistants):
             student = Model(model=assistant.model, options=assistant.options, taps=assistant.taps)
             alone = {"student": student, "assistants": list(assistants[:i])}
-            alone |= {"export_network": "student", "export_all": False}
+            alone |= {"export_network": "student", "export_all": False, "ema": None}
             base = self.recipe.model_copy(update=alone)
             name = f"assistant {assistant.model}"
             links.append(base.variant(assistant.train, name, f"{self.recipe.name}: assistants.{i}.train"))
@@ -427,7 +428,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
     calls = [call for call in parse_calls(recipe.stream) if call.name not in ("coded", "teacher")]
     alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
-    alone |= {"assistants": [], "export_network": "student", "export_all": False}
+    alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
     base = recipe.model_copy(update=alone)
     return base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
 
@@ -484,8 +485,9 @@ def check(recipe: Recipe) -> None:
         if not any(term.in_main for _, _, term in terms):
             names = ", ".join(name for name, _, _ in terms)
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
-        training_chain(recipe, bool(asking))
+        refuse_mixed(terms, training_chain(recipe, bool(asking)))
         evaluation_chain(recipe)
+        find_optimizer(recipe.optimizer)
         last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
         for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
             if wanted is None:

@@ -25,12 +25,14 @@ from kdstream.stream.loader import ReaderLost, lost_readers_told
 from kdstream.stream.stream import Stream
 from kdstream.training.accelerator import settle
 from kdstream.training.accumulation import Accumulation
+from kdstream.training.average import follow
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.clock import Clock
 from kdstream.training.distiller import Stage
 from kdstream.training.folder import KEPT, LAST, PEERS, RECIPE, Identity, locked
 from kdstream.training.metrics import MetricsLog
 from kdstream.training.networks import Teacher
+from kdstream.training.optimizer import groups_of, make_optimizer
 from kdstream.training.results import Results
 from kdstream.training.schedule import learning_rate
 from kdstream.training.setup import Setup, set_up
@@ -189,6 +191,8 @@ class Trainer:
             self.results.settle_best()
             setup.distiller.load_state_dict(saved["distiller"])
             setup.stream.load_state_dict(saved["stream"])
+            if self.recipe.ema is not None:
+                setup.networks["ema"].load_state_dict(saved["ema"])
             if not saved["stream"]["step"]:  # stopped between the two files that an epoch ends with, maybe
                 self.results.save_best()
             self.accelerator.wait_for_everyone()
@@ -211,10 +215,7 @@ class Trainer:
         module: Any = self.setup.distiller
         optimizer: Any = None
         if parameters:
-            rate, decay = self._base_rate(stage), settings.weight_decay
-            optimizer = torch.optim.SGD(
-                parameters, rate, settings.momentum, weight_decay=decay, nesterov=settings.nesterov
-            )
+            optimizer = make_optimizer(settings, self.setup.distiller, self._base_rate(stage))
             # Which parameters a batch reaches is for the batch to say, on each process for itself.
             ddp = accelerator.ddp_handler or DistributedDataParallelKwargs()
             ddp.find_unused_parameters = True
@@ -223,8 +224,9 @@ class Trainer:
         self.sums = Sums([name for name, _, _ in stage.losses], accelerator.device)
         if saved is not None:
             if optimizer is not None and saved["optimizer"] is not None:
-                path = self.folder / LAST
-                optimizer.load_state_dict(for_what_is_trained(saved["optimizer"], self.setup.distiller, path))
+                distiller, path = self.setup.distiller, self.folder / LAST
+                groups = groups_of(distiller, settings.no_decay or ())
+                optimizer.load_state_dict(for_what_is_trained(saved["optimizer"], groups, distiller.reached, path))
             if accelerator.scaler is not None and saved["scaler"] is not None:
                 accelerator.scaler.load_state_dict(saved["scaler"])
             if note := restore_process(accelerator, self.sums, saved):
@@ -278,6 +280,9 @@ class Trainer:
                     accelerator.clip_grad_norm_(module.parameters(), recipe.optimizer.clip)
                 if accelerator.scaler is None or any(one.grad is not None for one in module.parameters()):
                     optimizer.step()  # the scaler's takes a step without any gradient for a mistake
+                if recipe.ema is not None:  # which begins with the main phase, from the student as it is then
+                    networks = self.setup.networks
+                    follow(networks["ema"], networks["student"], 0.0 if stage.phase else recipe.ema)
                 optimizer.zero_grad()
                 state.step += 1
             self.sums.add(batch, loss.detach(), terms, logits)
@@ -350,6 +355,7 @@ class Trainer:
             "stream": self.setup.stream.state_dict(),
             "distiller": self.setup.distiller.state_dict(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "ema": None if self.recipe.ema is None else self.setup.networks["ema"].state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             **processes,
             "log": self.log.position,

@@ -12,6 +12,7 @@ from kdstream.objectives import OBJECTIVES, parse_loss
 from kdstream.recipe import Recipe
 from kdstream.registry import import_object
 from kdstream.stream.language import STAGES, Call, parse_calls
+from kdstream.training.optimizer import find_optimizer
 
 
 def own_code(recipe: Recipe) -> dict[str, str]:
@@ -49,6 +50,8 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for name, _, _ in (terms := parse_loss(recipe.loss)):
         if ":" in name:
             yield name, OBJECTIVES.find(name)
+    if ":" in recipe.optimizer.name:
+        yield recipe.optimizer.name, find_optimizer(recipe.optimizer)
     models = [spec["name"] for _, _, term in terms for spec in term.builds]
     models += [network.model for network in (recipe.student, recipe.teacher, *recipe.assistants) if network]
     for model in models:

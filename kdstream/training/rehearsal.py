@@ -20,6 +20,7 @@ from kdstream.training.chains import evaluation_chain
 from kdstream.training.distiller import Distiller
 from kdstream.training.evaluate import batch_sums, validation_batches
 from kdstream.training.networks import Teacher
+from kdstream.training.optimizer import make_optimizer
 from kdstream.training.setup import memory_format, set_up
 
 
@@ -89,7 +90,8 @@ def _rehearse(
     setup = set_up(recipe, train, val or train, teacher, accelerator, rehearsal=True, layout=layout)
     for stage in setup.distiller.stages():
         with accelerator.autocast():
-            setup.begin(stage)
+            if setup.begin(stage):
+                make_optimizer(recipe.optimizer, setup.distiller, recipe.optimizer.lr)
             if stage.trains == "student" and setup.smallest_slice == 1:
                 _try_one(setup.distiller, setup.probe)
     network = setup.networks["student"]

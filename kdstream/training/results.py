@@ -94,7 +94,8 @@ class Results:
         """Add to a row what the networks reach on the validation set; network -> top-1."""
         if self.accelerator.num_processes > 1:
             # What is measured is what is saved: the first process's running statistics.
-            for buffer in self.setup.distiller.buffers():
+            average = [self.setup.networks[name] for name in ("ema",) if name in self.setup.networks]
+            for buffer in (one for module in (self.setup.distiller, *average) for one in module.buffers()):
                 torch.distributed.broadcast(buffer, 0)
         tops: dict[str, float] = {}
         stream = self.setup.eval_stream
@@ -114,8 +115,8 @@ class Results:
 
     def _chosen(self, tops: Mapping[str, float]) -> str:
         """Which of the networks is to be exported."""
-        of_student = self.identity.recipe.export_network == "student"
-        return "student" if of_student else max(tops, key=lambda name: tops[name])
+        wanted = self.identity.recipe.export_network
+        return max(tops, key=lambda name: tops[name]) if wanted == "best" else wanted
 
     # --- the best epoch
 
@@ -240,12 +241,12 @@ class Results:
 
     def _exported(self, name: str) -> str:
         """In words, which network it is."""
-        kinds = self.setup.loss.exports if name == "student" else []
+        kinds = self.setup.loss.exports if name in ("student", "ema") else []
         return f"{name} ({', '.join([str(self._about(name)['model']), *kinds])})"
 
     def _about(self, name: str) -> dict[str, Any]:
         network: nn.Module = self.setup.networks[name]
-        model = self.identity.recipe.student.model if name == "student" else None
+        model = self.identity.recipe.student.model if name in ("student", "ema") else None
         return {
             "model": model or architecture(network),
             "params": sum(parameter.numel() for parameter in network.parameters()),

@@ -25,7 +25,8 @@ from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
-from kdstream.training.chains import evaluation_chain, training_chain
+from kdstream.training.average import averaged
+from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.networks import Converted, Teacher, make_student, tapped
 
@@ -41,7 +42,8 @@ class Setup:
         probe: two samples on the device, standardised, with the teacher's answer; the same on every process.
         larger_probe: makes a probe of up to 64 samples.
         distiller: student and terms, on the device.
-        networks: what is evaluated, and may be exported: "student" and, in mutual learning, its peers.
+        networks: what is evaluated, and may be exported: "student", "ema" where the recipe wants it, and, in mutual
+            learning, the student's peers.
         smallest_slice: fewest samples that a process sees in one forward pass.
         note: what a user should know of the student's weights, if anything.
     """
@@ -104,6 +106,7 @@ def set_up(
         names = ", ".join(loss.asking)
         raise UserError(f"recipe {recipe.name}: the loss ({names}) needs a teacher: add teacher: to the recipe")
     chain = training_chain(recipe, loss.uses_teacher)
+    refuse_mixed(loss, chain)
     chain = uncoded(chain) if rehearsal else chain
     network_of_teacher: Tapped | None = None
     given: dict[str, Any] = {}
@@ -135,12 +138,13 @@ def set_up(
     note = about_of(network).get("note")
     statistics = (given["teacher_mean"], given["teacher_std"]) if network_of_teacher is not None else None
     network, student, asked_teacher, smallest = prepare(
-        network, wanted, network_of_teacher, statistics, loss, probe, train, recipe, world
+        network, wanted, network_of_teacher, statistics, loss, probe, train, recipe, world, stream.plan.group
     )
     if asked_teacher is not None:
         asked_teacher.to(device)
     distiller = Distiller(student, loss, layout).to(device).to(memory_format=layout)
-    networks = {"student": loss.deploy(network), **loss.peers()}
+    deployed = loss.deploy(network)
+    networks = {"student": deployed, **({"ema": averaged(deployed)} if recipe.ema else {}), **loss.peers()}
     return Setup(loss, stream, eval_stream, probe.to(device), larger_probe, distiller, networks, smallest, note)
 
 
@@ -178,6 +182,7 @@ def prepare(
     train: ShardSet,
     recipe: Recipe,
     world: int,
+    group: int = 1,
 ) -> tuple[nn.Module, Tapped, Tapped | Converted | None, int]:
     """Let every term adapt the student, give it the taps that they read, and set the terms up; all on the CPU.
 
@@ -191,6 +196,7 @@ def prepare(
         train: the training set.
         recipe: of the training.
         world: processes that train together.
+        group: see :class:`kdstream.stream.plan.Plan`.
 
     Returns:
         The adapted network, the same with taps, the teacher as terms may ask it (standardised images -> Outputs), and
@@ -199,7 +205,7 @@ def prepare(
     Raises:
         UserError: what the terms cannot work with; a teacher whose answer is not finite.
     """
-    smallest = Plan(len(train), recipe.batch_size).smallest_slice(world)
+    smallest = Plan(len(train), recipe.batch_size, group=group).smallest_slice(world)
     if smallest == 0:
         raise UserError(
             "the smallest batch of an epoch has fewer samples than there are processes: raise batch_size, or use fewer "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdstream.errors import UserError
-from kdstream.training.distiller import Distiller
 from kdstream.training.sums import Sums
 
 
@@ -102,29 +102,39 @@ def restore_process(accelerator: Accelerator, sums: Sums, saved: Mapping[str, An
     )
 
 
-def for_what_is_trained(state: dict[str, Any], distiller: Distiller, path: Path) -> dict[str, Any]:
+def for_what_is_trained(
+    state: dict[str, Any], groups: Sequence[Sequence[tuple[str, Tensor]]], reached: Collection[str], path: Path
+) -> dict[str, Any]:
     """An optimizer's state from a checkpoint; earlier versions left out what their probe had not reached.
 
     Args:
         state: of the optimizer.
-        distiller: in the phase that is continued.
+        groups: what it trains now, see :func:`kdstream.training.optimizer.groups_of`.
+        reached: names of the parameters that the probe reaches.
         path: of the checkpoint, for messages.
 
     Raises:
         UserError: the state is of other parameters.
     """
-    (group,) = state["param_groups"]
-    trained = [(name, one) for name, one in distiller.named_parameters() if one.requires_grad]
+    sizes = [len(group) for group in groups if group]
+    held = [len(group["params"]) for group in state["param_groups"]]
+    trained = [one for group in groups for one in group]
     places = list(range(len(trained)))
-    if len(group["params"]) < len(trained):
-        places = [place for place in places if trained[place][0] in distiller.reached]
+    if len(sizes) == 1 and sum(held) < len(trained):
+        places = [place for place in places if trained[place][0] in reached]
     moved = {places[number]: one for number, one in state["state"].items() if number < len(places)}
     momenta: list[tuple[Tensor | None, Tensor]] = [
-        (one.get("momentum_buffer"), trained[place][1]) for place, one in moved.items()
+        (one.get(name), trained[place][1]) for place, one in moved.items() for name in ("momentum_buffer", "exp_avg")
     ]
-    if len(group["params"]) != len(places) or any(a is not None and a.shape != b.shape for a, b in momenta):
+    fits = len(held) == len(sizes) and (held == sizes or sum(held) == len(places))
+    if not fits or any(a is not None and a.shape != b.shape for a, b in momenta):
         raise UserError(
-            f"{path} trains {len(group['params'])} tensors, this recipe {len(trained)}: an earlier version left out "
+            f"{path} trains {sum(held)} tensors, this recipe {len(trained)}: an earlier version left out "
             "what its first images did not reach; --fresh starts anew"
         )
-    return {"state": moved, "param_groups": [{**group, "params": list(range(len(trained)))}]}
+    numbers = iter(range(len(trained)))
+    again = [
+        {**group, "params": list(islice(numbers, size))}
+        for group, size in zip(state["param_groups"], sizes, strict=True)
+    ]
+    return {"state": moved, "param_groups": again}

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from kdstream.batch import Batch
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys, uniform
-from kdstream.stream.augment import augment, color_jitter, crop_flip, draw_box, random_flip
+from kdstream.stream.augment import augment, central, color_jitter, crop_flip, draw_box, random_flip
 
 
 def batch_of(count, height=8, width=8, epoch=0):
@@ -105,6 +105,24 @@ def test_inception_and_eval_give_one_size():
             assert (made["image"] == 7).all()
 
 
+def test_boxes_may_be_bicubic():
+    key = int(sample_keys(0, 0, torch.tensor([3])))
+    image = batch_of(1, 40, 40).image[0]
+    for chain in ("inception", "eval"):
+        made = [
+            next(augment(chain, 24, interpolation=kind).split()[0](iter([{"image": image, "rng_key": key}])))["image"]
+            for kind in ("bilinear", "bicubic")
+        ]
+        assert not made[0].equal(made[1])
+    box = augment("inception", 24, interpolation="bicubic").stages[0]
+    assert str(central(box)) == "center_box(size=24, interpolation='bicubic')"
+    plain = augment("inception", 24).stages[0]
+    assert (str(plain), str(central(plain))) == (
+        "random_box(size=24, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333))",
+        "center_box(size=24)",
+    ), "coding plans of before are found"
+
+
 def test_color_jitter_follows_torchvision():
     batch = batch_of(4, 5, 5)
     torch.manual_seed(0)
@@ -131,6 +149,7 @@ def test_mistakes():
         lambda: augment("inception", 8, scale=(0, 1)),
         lambda: augment("inception", 8, jitter=(1, 1, 1, 0.9)),
         lambda: augment("eval", 8, crop=2),
+        lambda: augment("inception", 8, interpolation="nearest"),
     ]:
         with pytest.raises(UserError, match="augment"):
             call()

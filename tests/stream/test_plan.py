@@ -50,14 +50,15 @@ def test_every_sample_once_an_epoch(size, batch_size, seed, epoch):
         assert all(length == batch_size for length in lengths[:-2])
 
 
-@given(sizes, st.integers(2, 64), st.integers(1, 9))
+@given(sizes, st.integers(2, 64), st.integers(1, 9), st.integers(1, 3))
 @settings(max_examples=50)
-def test_ranks_share_the_same_global_batches(size, batch_size, world):
-    plan = Plan(size, batch_size, 5)
+def test_ranks_share_the_same_global_batches(size, batch_size, world, group):
+    plan = Plan(size, batch_size, 5, group=group)
     for step in range(plan.steps):
         parts = [plan.batch(2, step, rank, world) for rank in range(world)]
         assert torch.cat(parts).equal(plan.batch(2, step))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert max(map(len, parts)) - min(map(len, parts)) <= group
+        assert all(len(part) % group == 0 for part in parts[:-1]), "a group is in one slice"
     slices = [len(plan.batch(2, step, rank, world)) for step in range(plan.steps) for rank in range(world)]
     assert plan.smallest_slice(world) == min(slices)
 

@@ -6,9 +6,11 @@ import pytest
 from jobs import recipe_of, run
 
 import kdstream as kd
+from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.recipe import make_recipe
 from kdstream.training.chains import evaluation_chain, training_chain
+from kdstream.training.job import check
 
 MINE = """
 import torch
@@ -138,3 +140,28 @@ def test_they_take_part_in_a_training(digits, mine, tmp_path):
     (result,) = run(recipe_of(digits, tmp_path / "job", stream=stream, teacher=teacher, loss="kd", epochs=1))
     assert sum(result["qualities"].values()) == 240  # ours coded, and our teacher answered
     assert kd.load_student(tmp_path / "job") is not None
+
+
+def test_mixed_images_train_with_a_coded_teacher(digits, tmp_path):
+    """In every order with ``coded``; the label loss learns shares of classes, and the teacher sees the mixture."""
+    settings = {"student": "jobs:Plain", "epochs": 1, "batch_size": 80}
+    run(recipe_of(digits, tmp_path / "teacher", **settings))
+    settings |= {"teacher": {"model": "jobs:Plain", "weights": str(tmp_path / "teacher")}, "loss": {"ce": 1, "kd": 1}}
+    for name, stream in {
+        "before": "decode | coded(hkl, delta=50) | mix",
+        "after": "decode | mix | coded(fixed(30))",
+    }.items():
+        (result,) = run(recipe_of(digits, tmp_path / name, stream=stream, **settings))
+        assert sum(result["qualities"].values()) == len(open_shards(digits / "train"))
+        assert result["qualities"].keys() <= ({"-1", "0", "50", "100"} if name == "before" else {"30"})
+
+
+def test_terms_that_keep_samples_or_classes_refuse_mixed_images(digits, tmp_path):
+    for loss, kept in (
+        ({"ce": 1, "crd": 1}, "an embedding of each sample"),
+        ("kdpp", "the mean feature of each class"),
+    ):
+        settings = {"teacher": {"model": "resnet8", "weights": "nowhere"}, "loss": loss}
+        recipe = recipe_of(digits, tmp_path, stream="decode | augment(cifar) | cutmix(1)", **settings)
+        with pytest.raises(UserError, match=rf"loss\.\w+ keeps {kept}, which the images that cutmix mixes of two"):
+            check(recipe)

@@ -189,7 +189,8 @@ def ten(tmp_path_factory) -> Path:
 
 
 def whole_and_cut(digits: Path, teacher: Path, out: Path) -> Recipe:
-    """Phases, a coded teacher, accumulation with a short last group, slices of unequal size, random numbers."""
+    """Phases, a coded teacher, accumulation with a short last group, slices of unequal size, random numbers, an average
+    of the weights."""
     return recipe_of(
         digits,
         out,
@@ -200,6 +201,8 @@ def whole_and_cut(digits: Path, teacher: Path, out: Path) -> Recipe:
         batch_size=49,
         accumulate=2,
         eval_batch_size=240,
+        ema=0.8,
+        export_network="ema",
     )
 
 
@@ -260,6 +263,8 @@ def of_two(digits, ten, teacher, tmp_path_factory) -> Path:
     recipes["4+3+3"] = of_ten(ten, folder / "4+3+3", batch_size=4, accumulate=3)
     recipes |= {name: of_reach(digits, folder / name, **settings) for name, settings in REACH.items()}
     recipes["skipping"] = of_reach(digits, folder / "skipping", student=f"{HERE}:Skipping", loss="ce", batch_size=24)
+    mixing = "decode | augment(cifar, pad=1) | randaugment | erasing | mix"
+    recipes["mixed"] = of_reach(digits, folder / "mixed", loss="ce", stream=mixing, batch_size=27)
     recipes["one class"] = of_reach(digits, folder / "one class", loss=f"{HERE}:OfOneClass")
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
@@ -288,6 +293,54 @@ def test_one_process_stopped_at_every_step(digits, teacher, tmp_path):
     assert [row["phase"] for row in rows] == ["first", "main", "main"]
     assert [row["lr"] for row in rows] == [0.02, pytest.approx(0.05 * 0.75), pytest.approx(0)]  # cosine after warm-up
     assert [row["step"] for row in rows] == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "adamw", "lr": 0.01, "no_decay": ["norm", "bias"], "weight_decay": 0.1},
+        {"name": "lamb", "lr": 0.01, "no_decay": ["norm", "bias"], "clip": 1.0},
+        {"name": "torch.optim:NAdam", "lr": 0.01, "options": {"decoupled_weight_decay": True}},
+    ],
+    ids=lambda optimizer: optimizer["name"],
+)
+def test_any_optimizer_stopped_at_every_step(digits, tmp_path, optimizer):
+    loss = {"ce": 1, f"{HERE}:First": 0.5}
+    settings = {"student": f"{HERE}:drawing", "loss": loss, "batch_size": 80, "accumulate": 2, "optimizer": optimizer}
+    recipe = recipe_of(digits, tmp_path, eval_batch_size=240, **settings)
+    whole = fit(recipe, tmp_path / "whole", Accelerator(cpu=True))
+    assert fit_in_pieces(recipe, tmp_path / "cut", Accelerator(cpu=True)) == 6
+    are_the_same(tmp_path / "whole", tmp_path / "cut")
+    moved = whole.setup.networks["student"].state_dict()
+    assert not any(torch.equal(moved[name], one) for name, one in drawing(10).state_dict().items() if one.dim() == 2)
+
+
+def test_deits_setting_stopped_at_every_step(digits, teacher, tmp_path):
+    """All that its recipes have: drop path, AdamW, an average of the weights, drawn operations, boxes and mixtures."""
+    layers = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    recipe = recipe_of(
+        digits,
+        tmp_path,
+        teacher=str(teacher),
+        student={"model": "timm:deit_tiny_patch16_224", "options": {**layers, "drop_path_rate": 0.3}},
+        stream="decode | augment(cifar, pad=1) | coded(fixed(50)) | randaugment | erasing(0.25) | mix",
+        loss={"label_smoothing": 1, "nkd": {"weight": 1, "gamma": 1, "temperature": 1}},
+        optimizer={
+            "name": "adamw",
+            "lr": 1e-3,
+            "no_decay": ["norm", "bias", "embedding"],
+            "weight_decay": 0.05,
+            "clip": 5,
+        },
+        schedule={"name": "cosine", "warmup": 1, "start_factor": 1e-3, "end_factor": 1e-2},
+        ema=0.9,
+        batch_size=100,
+        eval_batch_size=240,
+    )
+    fit(recipe, tmp_path / "whole", Accelerator(cpu=True))
+    assert fit_in_pieces(recipe, tmp_path / "cut", Accelerator(cpu=True)) == 2 * 3
+    are_the_same(tmp_path / "whole", tmp_path / "cut")
+    assert load_student(tmp_path / "whole").blocks[1].drop_path1.drop_prob == pytest.approx(0.3)
 
 
 def test_two_processes_stopped_at_every_step(of_two):
@@ -401,7 +454,7 @@ def test_two_processes_train_what_some_batches_do_not_reach(of_two):
     _all_blocks_move(recipe, load_student(of_two / "skipping", trust_code=True))
 
 
-@pytest.mark.parametrize("name", [*REACH, "one class"])
+@pytest.mark.parametrize("name", [*REACH, "one class", "mixed"])
 def test_two_processes_train_it_as_one_does(of_two, tmp_path, name):
     """Weight decay and momentum, too: what no process reaches in a step rests, what one reaches moves on both."""
     fit(load_recipe(str(of_two / f"{name}.yaml")), tmp_path, Accelerator(cpu=True))

@@ -17,6 +17,12 @@ schedules = st.builds(
     milestones=st.lists(st.integers(1, 30), max_size=4),
     gamma=st.floats(0.01, 1),
     warmup=st.floats(0, 10),
+) | st.builds(
+    Schedule,
+    name=st.just("cosine"),
+    warmup=st.floats(1, 10),
+    start_factor=st.floats(0, 1),
+    end_factor=st.floats(0, 1),
 )
 
 
@@ -65,6 +71,16 @@ def test_warm_up_is_linear_from_zero_and_cosine_begins_after_it():
 
 def test_warm_up_may_outlast_the_training():
     assert rates(Schedule(name="cosine", warmup=4), 2)[-1] == pytest.approx(0.05)
+
+
+def test_deits_warm_up_and_end():
+    """Touvron et al. 2021: from 1e-6 to 1e-3 in five epochs, then by a cosine to 1e-5."""
+    schedule = Schedule(name="cosine", warmup=5, start_factor=1e-3, end_factor=1e-2)
+    at = [
+        learning_rate(schedule, 1e-3, epoch, part, 305)
+        for epoch, part in ((0, 1e-9), (2, 0.5), (4, 1), (154, 1), (304, 1))
+    ]
+    assert at == pytest.approx([1e-6, (1e-6 + 1e-3) / 2, 1e-3, (1e-3 + 1e-5) / 2, 1e-5], rel=1e-6)
 
 
 @given(schedules, st.integers(1, 30), st.integers(1, 7))
