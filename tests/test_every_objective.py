@@ -21,7 +21,8 @@ from kdstream.data.shards import open_shards
 from kdstream.display.progress import Display
 from kdstream.objectives import OBJECTIVES
 from kdstream.recipe import Recipe, make_recipe
-from kdstream.training.job import Job, check
+from kdstream.training.checks import check
+from kdstream.training.job import Job
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
 from kdstream.training.networks import make_teacher

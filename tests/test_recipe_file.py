@@ -81,7 +81,8 @@ def settings_of(name):
 @pytest.mark.parametrize("name", [name for name in known_recipes() if not is_table(settings_of(name))])
 def test_every_recipe_of_kdstream_is_in_order(name):
     """Settings, of which recipes are made, with what they leave open."""
-    from kdstream.training.job import check, teacher_recipe
+    from kdstream.training.checks import check
+    from kdstream.training.job import teacher_recipe
 
     settings = with_bases(settings_of(name), find_recipe(name))
     if name.startswith("settings/"):

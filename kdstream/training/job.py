@@ -10,12 +10,11 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import accelerate
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -30,23 +29,21 @@ from kdstream.data.shards import ShardSet, has_split, open_shards
 from kdstream.display.progress import Display
 from kdstream.display.report import RunRecord, write_report
 from kdstream.errors import UserError
-from kdstream.models import MODELS, build, is_dotted
+from kdstream.models import is_dotted
 from kdstream.models.download import Unavailable
-from kdstream.models.pretrained import without_weights
 from kdstream.models.published import comparable, find
 from kdstream.notes import architecture
-from kdstream.objectives import parse_loss
 from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
 from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
-from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
+from kdstream.training.checks import agree_on_classes, asks_teacher, check, lacking_classes
 from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, make_teacher, need_weights, trained_here
-from kdstream.training.optimizer import find_optimizer
+from kdstream.training.networks import Teacher, make_teacher, trained_here
 from kdstream.training.own_code import code_mark
+from kdstream.training.records import cohort, read_record, table_row
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.seeds import RESULTS, over_seeds, rows_over_seeds
 from kdstream.training.stop import StopFlag
@@ -110,12 +107,12 @@ class Job:
             check(one)
         for link in (link for links in chains.values() for link in links):
             check(link)
-            if not _asks_teacher(link):
+            if not asks_teacher(link):
                 raise UserError(
                     f"recipe {link.name}: its loss ({', '.join(link.loss)}) does not look at a teacher: name one that "
                     "does, by loss: of the recipe or of the assistant's train:"
                 )
-        needed = any(map(_asks_teacher, runs.values())) or any(chains.values())
+        needed = any(map(asks_teacher, runs.values())) or any(chains.values())
         train, val = self._data()
         folder = recipe.folder()
         teacher, absent = self._given_teacher(teaching, train)
@@ -138,10 +135,10 @@ class Job:
             teacher_folder = self._kept(teaching, train)
             self._trainer(teaching, teacher_folder, train, val, None).fit()
             teacher = make_teacher(_found(wanted, teacher_folder), train.num_classes, train.classes)
-            taught = _record(teacher_folder)
+            taught = read_record(teacher_folder)
             taught.result |= about
         elif teacher is not None and needed:
-            asking = next(one for name, one in runs.items() if chains[name] or _asks_teacher(one))
+            asking = next(one for name, one in runs.items() if chains[name] or asks_teacher(one))
             taught = self._check_teacher(teacher, asking, val, folder)
         assistants: list[Path] = []
         for name in runs:
@@ -269,14 +266,14 @@ class Job:
         with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
             val = data.val or ("val" if has_split(path, "val") else "test")
             shards = open_shards(path / data.train), open_shards(path / val)
-        _agree_on_classes(data, val, *shards)
+        agree_on_classes(data, val, *shards)
         law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
         shards = alter(shards[0], data.label_noise or 0.0, law, data.seed or 0), shards[1]
         for one in shards:
             for note in (*one.notes, *told(one)):
                 self.display.note(f"{one.name}/{one.split}: {note}")
             one.mean, one.std = data.mean or one.mean, data.std or one.std
-        for note in _lacking(*shards):
+        for note in lacking_classes(*shards):
             self.display.note(note)
         return shards
 
@@ -323,7 +320,7 @@ class Job:
         def exported(recipe: Recipe, taught_by: Teacher | None) -> Teacher | None:
             key = recipe.fingerprint()
             if key not in tried:
-                unknown = taught_by is None and _asks_teacher(recipe)  # until the one before it is trained
+                unknown = taught_by is None and asks_teacher(recipe)  # until the one before it is trained
                 tried[key] = None if unknown else rehearse(recipe, train, taught_by, self.accelerator, val)
             return tried[key]
 
@@ -335,7 +332,7 @@ class Job:
     def _tell_what_is_left_out(self, needed: bool) -> None:
         recipe, wanted = self.recipe, self.recipe.teacher
         coded = any(call.name == "coded" for call in parse_calls(recipe.stream))
-        if coded and not recipe.runs and not _asks_teacher(recipe):
+        if coded and not recipe.runs and not asks_teacher(recipe):
             self.display.note(f"coded is left out: no term of {', '.join(recipe.loss)} looks at a teacher")
         if wanted is not None and wanted.weights is None and wanted.train is not None and not needed:
             self.display.note(f"teacher {wanted.model} is left out: no term of the loss looks at it")
@@ -374,9 +371,9 @@ class Job:
         assistants: Sequence[Path],
         train: ShardSet,
     ) -> None:
-        records = [one for place in assistants for one in _cohort(_record(place, "assistant"))]
+        records = [one for place in assistants for one in cohort(read_record(place, "assistant"))]
         for one in trainings:
-            records += _cohort(RunRecord(one.name, read_metrics(one.folder), read_speed(one.folder), one.result))
+            records += cohort(RunRecord(one.name, read_metrics(one.folder), read_speed(one.folder), one.result))
         together: dict[str, dict[int, dict[str, Any]]] = {}
         for one in trainings if self.recipe.seeds is not None else ():
             together.setdefault(one.run, {})[one.recipe.seed] = one.result
@@ -403,7 +400,7 @@ class Job:
                 write_atomic(folder / RESULTS, (json.dumps(over, indent=2) + "\n").encode())
             title, recipe = f"kdstream: {self.recipe.name}", self.recipe.to_yaml()
             write_report(path, title, records, taught, facts, recipe, rows_over_seeds(over))
-        rows = [_row(record.name, record.result) for record in ([taught] if taught else []) + records]
+        rows = [table_row(record.name, record.result) for record in ([taught] if taught else []) + records]
         self.display.table(self.recipe.name, rows)
         if together:
             self.display.table("over seeds", rows_over_seeds(over))
@@ -431,95 +428,6 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
     base = recipe.model_copy(update=alone)
     return base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
-
-
-def _agree_on_classes(data: settings.Data, name: str, train: ShardSet, val: ShardSet) -> None:
-    """Give both splits as many classes as the recipe says; ``name`` is the second's.
-
-    Raises:
-        UserError: a label that there is no class for; a single class.
-    """
-    largest = int(val.labels.max(initial=0))
-    for one in (train, val):
-        if data.num_classes is not None:
-            try:
-                one.number_classes(data.num_classes)
-            except UserError as error:
-                raise UserError(f"data.num_classes={data.num_classes}: {error}") from None
-    if largest >= train.num_classes:
-        raise UserError(
-            f"{data.path}: {name} holds class {largest}, {data.train} has {train.num_classes} classes "
-            f"(0 to {train.num_classes - 1}): make both of the same classes, or, where {data.train} only lacks it, say "
-            f"how many there are, as data.num_classes={largest + 1}"
-        )
-    if train.num_classes < 2:
-        raise UserError(
-            f"{data.path}: all samples of {data.train} are of one class ({train.classes[0]!r}): there is nothing to "
-            "tell it from; where labels are numbers of a larger set, data.num_classes says how many that has"
-        )
-
-
-def _lacking(train: ShardSet, val: ShardSet) -> list[str]:
-    """What to say of classes without samples."""
-    notes = []
-    for one in (train, val):
-        counts = np.bincount(one.labels, minlength=one.num_classes)
-        absent = [repr(one.classes[number]) for number in np.flatnonzero(counts == 0)]
-        if absent:
-            names = ", ".join([*absent[:5], "..."] if len(absent) > 5 else absent)
-            there = len(counts) - len(absent)
-            some = f"only one ({one.classes[counts.argmax()]!r})" if there == 1 else f"{there}"
-            notes.append(f"{one.name}/{one.split} has samples of {some} of {len(counts)} classes, none of {names}")
-    return notes
-
-
-def check(recipe: Recipe) -> None:
-    """Read the loss, the chains and the networks, so that a misspelt name is found before work begins."""
-    try:
-        terms = parse_loss(recipe.loss)
-        asking = [name for name, _, term in terms if term.uses_teacher]
-        if asking and recipe.teacher is None:
-            raise UserError(f"the loss ({', '.join(asking)}) needs a teacher: add teacher: to the recipe")
-        if recipe.assistants and recipe.teacher is None:
-            raise UserError("the first of the assistants needs a teacher: add teacher: to the recipe")
-        if not any(term.in_main for _, _, term in terms):
-            names = ", ".join(name for name, _, _ in terms)
-            raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
-        refuse_mixed(terms, training_chain(recipe, bool(asking)))
-        evaluation_chain(recipe)
-        find_optimizer(recipe.optimizer)
-        last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
-        for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
-            if wanted is None:
-                continue
-            need_weights(wanted, role)
-            if wanted.model is not None:
-                _check_model(wanted.model, wanted.options)
-            elif wanted.weights is None:
-                raise UserError(f"{role}.model is missing: name a network, such as {role}=resnet20")
-        for spec in (dict(spec) for _, _, term in terms for spec in term.builds):
-            _check_model(spec.pop("name"), spec)
-    except UserError as error:
-        raise UserError(f"recipe {recipe.name}: {error}") from None
-
-
-def _check_model(name: str, options: Mapping[str, Any]) -> None:
-    """That there is such a network, at no cost.
-
-    Raises:
-        UserError: an unknown name or option.
-    """
-    if is_dotted(name):  # it may take data to build it
-        MODELS.find(name)
-        return
-    # torchvision's RegNets compute with tensors and cannot be built so.
-    with torch.device("meta"), contextlib.suppress(NotImplementedError):
-        build(name, 10, **without_weights(name, options))
-
-
-def _asks_teacher(recipe: Recipe) -> bool:
-    """Whether a term of its loss looks at a teacher."""
-    return any(term.uses_teacher for _, _, term in parse_loss(recipe.loss))
 
 
 def _found(wanted: Model, folder: Path) -> settings.Teacher:
@@ -556,52 +464,3 @@ def _forget(place: Path) -> None:
     for empty in (*(peer.parent for peer in peers), place / PEERS, place / "tensorboard"):
         with contextlib.suppress(OSError):  # the user keeps something in it
             empty.rmdir()
-
-
-def _record(folder: Path, role: str = "student") -> RunRecord:
-    """What the folder of a finished training tells about it."""
-    result = dict(json.loads((folder / "result.json").read_text()))
-    return RunRecord(str(result["name"]), read_metrics(folder), read_speed(folder), result, role)
-
-
-def _cohort(record: RunRecord) -> list[RunRecord]:
-    """The record, and one for every other network that learnt in the same run; each with its own validation.
-
-    The record shows what was exported; where that is not the student that was asked for, its name says so.
-    """
-    networks = record.result.get("networks", {})
-    exported = record.result.get("network", "student")
-    others = [
-        RunRecord(f"{record.name}: {name}", _validation(record.metrics, name), [], about, "peer")
-        for name, about in networks.items()
-        if name != exported
-    ]
-    if exported == "student":
-        return [record, *others]
-    rows = [
-        {**{key: row[key] for key in row if not key.startswith(("val/", "train/"))}, **own}
-        for row, own in zip(record.metrics, _validation(record.metrics, exported), strict=True)
-    ]
-    return [replace(record, name=f"{record.name}: {exported}", metrics=rows), *others]
-
-
-def _validation(rows: Sequence[Mapping[str, Any]], network: str) -> list[dict[str, Any]]:
-    """What the rows tell of one network, under the names that the student's values have."""
-    prefix = "val/" if network == "student" else f"val/{network}/"
-    names = {f"{prefix}{key}": f"val/{key}" for key in ("loss", "top1", "top5")}
-    names |= {key: key for key in ("kind", "phase", "epoch", *(["train/top1"] if network == "student" else []))}
-    return [{name: row[key] for key, name in names.items() if key in row} for row in rows]
-
-
-def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    teacher = result.get("teacher", {})
-    return {
-        "run": name,
-        "model": result["model"],
-        "params": result["params"],
-        "top-1 %": result["top1"],
-        **({} if result.get("published") is None else {"published %": result["published"]}),
-        "entropy": teacher["entropy"][0] if teacher else None,
-        "images/s": result.get("images_per_s"),
-        "seconds": result.get("seconds"),
-    }

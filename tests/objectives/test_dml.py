@@ -26,7 +26,8 @@ from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, parse_loss
 from kdstream.objectives.dml import DeepMutualLearning, mutual_kl
 from kdstream.training.checkpoint import load_checkpoint
-from kdstream.training.job import Job, check
+from kdstream.training.checks import check
+from kdstream.training.job import Job
 from kdstream.training.metrics import read_metrics
 
 MIXED = {"dml": {"peers": ["resnet14", {"model": "wrn_10_1", "options": {"dropout": 0.1}}]}}

@@ -19,7 +19,8 @@ from kdstream.hashing import weights_hash
 from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.recipe_file import load_recipe
-from kdstream.training.job import Job, check
+from kdstream.training.checks import check
+from kdstream.training.job import Job
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
 

@@ -10,7 +10,7 @@ from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.recipe import make_recipe
 from kdstream.training.chains import evaluation_chain, training_chain
-from kdstream.training.job import check
+from kdstream.training.checks import check
 
 MINE = """
 import torch

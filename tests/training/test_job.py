@@ -26,7 +26,8 @@ from kdstream.errors import DiskError, UserError
 from kdstream.models import build
 from kdstream.models.download import cached
 from kdstream.recipe import make_recipe
-from kdstream.training.job import Job, check
+from kdstream.training.checks import check
+from kdstream.training.job import Job
 from kdstream.training.metrics import MetricsLog, read_metrics
 
 HERE = Path(__file__).stem

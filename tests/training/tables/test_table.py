@@ -102,7 +102,7 @@ EVERY_CELL = bool(os.environ.get("KDSTREAM_EVERY_CELL"))
 @pytest.mark.parametrize("name", known_tables())
 def test_every_table_of_kdstream_is_in_order(name):
     """Each of its cells makes a recipe; loss, chains and networks are there, as far as a recipe alone can tell."""
-    from kdstream.training.job import check
+    from kdstream.training.checks import check
     from kdstream.training.tables.cells import expand
 
     table = load_table(name)
