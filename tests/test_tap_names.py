@@ -39,6 +39,7 @@ def test_what_a_name_stands_for(name, taps):
 
 def test_a_network_without_blocks():
     with pytest.raises(
-        UserError, match=r"unknown tap 'block\*.pre': none of block1, stem is a block.pre; name block1.pre, "
+        UserError,
+        match=r"unknown tap 'block\*.pre': none of the taps \(block1, stem\) is a block.pre; name block1.pre, ",
     ):
         spelled_out("block*.pre", ["block1", "stem"])

@@ -39,7 +39,11 @@ def test_pairs(student, teacher, ours, theirs, expected):
             r"at: taps and teacher_taps must pair up, got 3 \(block1, block2, block3\) and 2 \(a, b\)",
         ),
         (["block*", "block3"], ["block*", "x"], r"at: names a tap twice: block2, block3, block3"),
-        (["block*"], ["block*.pre"], r"at: unknown tap 'block\*.pre': none of block1, block2 is a block.pre; "),
+        (
+            ["block*"],
+            ["block*.pre"],
+            r"at: unknown tap 'block\*.pre': none of the taps \(block1, block2\) is a block.pre; ",
+        ),
     ],
 )
 def test_lists_that_cannot_be_paired(student, teacher, message):
