@@ -39,8 +39,9 @@ def spelled_out(name: str, known: Iterable[str]) -> tuple[str, ...]:
     members = [member for member in map(_MEMBER.fullmatch, known) if member and member[2] == group[2]]
     found = [member[0] for member in sorted(members, key=lambda member: int(member[1]))]
     if not found:
+        kind = group[2] or ""
         raise UserError(
-            f"unknown tap {name!r}: none of the taps ({', '.join(known) or 'none'}) is a block{group[2] or ''}; name "
-            f"block1{group[2] or ''}, ... by module path in the recipe's student.taps or teacher.taps, or name other taps"
+            f"unknown tap {name!r}: none of the taps ({', '.join(known) or 'none'}) is a block{kind}; name "
+            f"block1{kind}, ... by module path in the recipe's student.taps or teacher.taps, or name other taps"
         )
     return tuple(found) if group[1] == "*" else (found[-1],)
