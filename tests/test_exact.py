@@ -22,6 +22,7 @@ from kdstream.exact import exact, exact_device
 from kdstream.objectives import kdsvd
 from kdstream.objectives.ofd import margin
 from kdstream.stream.coded import hkl
+from kdstream.stream.erasing import boxes
 from kdstream.training.evaluate import batch_sums
 from kdstream.training.sums import Sums
 
@@ -99,6 +100,11 @@ def test_selection_sums_and_evaluation(poor):
         assert moments.covariance().device.type == "meta"
 
 
+def test_boxes_of_erasing(poor):
+    with poor():
+        assert boxes(torch.arange(4), 8, 8, (0.1, 0.3), (0.5, 2)).device.type == "cpu"
+
+
 def test_nobody_asks_for_float64_but_through_exact():
     """What is computed on a device: of the exceptions, each stays in main memory or never runs without float64."""
     allowed = {
@@ -108,6 +114,8 @@ def test_nobody_asks_for_float64_but_through_exact():
         "training/teacher_check.py",  # a confusion matrix in main memory
         "objectives/common/soft_rank.py",  # what comes there lies where exact_device says
         "data/altered.py",  # random numbers in main memory
+        "stream/mix.py",  # draws in main memory
+        "stream/randaugment.py",
         "training/sums.py",
         "training/evaluate.py",
         "analysis/accuracy.py",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdstream.batch import Batch
 from kdstream.errors import UserError
+from kdstream.exact import exact
 from kdstream.rng import keys, uniform
 from kdstream.stream.mix import check_number
 from kdstream.stream.normalize import to_bytes
@@ -90,7 +91,7 @@ def boxes(key: Tensor, height: int, width: int, area: Sequence[float], ratio: Se
         height, width: of the images.
         area, ratio: see :func:`erasing`.
     """
-    draws = uniform(key, 2 * TRIES + 2, "erasing.box").double()
+    draws = exact(uniform(key, 2 * TRIES + 2, "erasing.box"))
     share = area[0] + (area[1] - area[0]) * draws[:, :TRIES]
     low, high = math.log(ratio[0]), math.log(ratio[1])
     quotient = (low + (high - low) * draws[:, TRIES : 2 * TRIES]).exp()
@@ -100,6 +101,7 @@ def boxes(key: Tensor, height: int, width: int, area: Sequence[float], ratio: Se
     tall, wide = (one.gather(1, first) * fits.any(dim=1, keepdim=True) for one in (tall, wide))
     top = (draws[:, 2 * TRIES, None] * (height - tall + 1)).long()
     left = (draws[:, 2 * TRIES + 1, None] * (width - wide + 1)).long()
+    top, left, tall, wide = (one.to(key.device) for one in (top, left, tall, wide))
     y, x = torch.arange(height, device=key.device)[None], torch.arange(width, device=key.device)[None]
     in_rows, in_columns = (y >= top) & (y < top + tall), (x >= left) & (x < left + wide)
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]

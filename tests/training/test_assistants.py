@@ -174,8 +174,14 @@ def test_killed_in_the_second_link_the_same_command_continues_there(digits, teac
         ({"assistants": ["resnet14"], "loss": "ce"}, r"assistant resnet14: its loss \(ce\) does not look at a teacher"),
         ({"assistants": [{"model": "resnet14", "train": {"loss": "kdd"}}]}, r"assistant resnet14: loss: unknown"),
         ({"assistants": [{"model": "resnet14", "options": {"widht": 7}}]}, r"model 'resnet14': .*widht"),
-        ({"assistants": ["alexnet"], "loss": {"at": 1}}, r"unknown tap 'block1': taps of alexnet are"),
-        ({"assistants": ["alexnet", "resnet14"], "loss": {"at": 1}}, r"unknown tap 'block1': taps of alexnet are"),
+        (
+            {"assistants": ["alexnet"], "loss": {"at": 1}},
+            r"unknown tap 'block\*': none of the taps \(penultimate\) is a block",
+        ),
+        (
+            {"assistants": ["alexnet", "resnet14"], "loss": {"at": 1}},
+            r"unknown tap 'block\*': none of the taps \(penultimate\) is a block",
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_work(digits, teacher, tmp_path, settings, message):

@@ -123,7 +123,8 @@ def test_several_processes_take_the_gpus_in_turn(cells, monkeypatch):
 
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 sys.path[:0] = [{tests!r}, {beside!r}]
 from kdstream.training.tables import work
 from test_work import tasks_of, expand, load_table
