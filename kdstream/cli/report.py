@@ -55,8 +55,9 @@ def _run(options: argparse.Namespace) -> None:
     table = load_table(options.table)
     cells = expand(table, options.overrides)
     compared = compare(cells, options.seeds or table.runs_averaged or 1, options.overrides, Finished(options.add))
-    command = shlex.join(["kdstream", "table", options.table, *map(public, options.overrides)])
-    shown = page(table, compared, command)
+    overrides = [public(override) for override in options.overrides]
+    command = shlex.join(["kdstream", "table", options.table, *overrides])
+    shown = page(table, compared, command, overrides)
     out = options.out or Path("runs/reports") / f"{table.name.replace('/', '-')}.html"
     texts = {
         ".html": to_html(shown),

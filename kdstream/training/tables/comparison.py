@@ -125,8 +125,8 @@ def _probability(ours: Spread, cell: Cell) -> float | None:
 # --- for people, for programs
 
 
-def page(table: Table, compared: Sequence[Compared], command: str) -> TablePage:
-    """The comparison as it is shown."""
+def page(table: Table, compared: Sequence[Compared], command: str, overrides: Sequence[str] = ()) -> TablePage:
+    """The comparison as it is shown; ``overrides`` are what ours were trained with in place of the paper's settings."""
     by_place = {(one.cell.row, one.cell.column): one for one in compared}
     rows = [key for key in table.rows if any((key, column) in by_place for column in table.columns)]
     columns = [key for key in table.columns if any((row, key) in by_place for row in table.rows)]
@@ -141,6 +141,7 @@ def page(table: Table, compared: Sequence[Compared], command: str) -> TablePage:
         ),
         ("seeds", f"the paper's: {table.runs_averaged or 'unsaid'}"),
         ("measure", " ".join(filter(None, [table.measure, table.unit and f"({table.unit})"]))),
+        *([("ours", f"not with the paper's settings: {', '.join(overrides)}")] if overrides else []),
         ("command", command),
     ]
     notes = [*table.notes]

@@ -102,6 +102,9 @@ def test_the_report_says_all_of_it(cells):
         finish(found["kd"].with_seed(seed), tops)
     by_row = compared(found)
     table = found["kd"].table
+    assert "ours" not in dict(page(table, list(by_row.values()), "x").facts)
+    other = dict(page(table, list(by_row.values()), "x", ["epochs=2", "data.path=mine"]).facts)["ours"]
+    assert other == "not with the paper's settings: epochs=2, data.path=mine"
     shown = page(table, list(by_row.values()), "kdstream table small")
     for text in (to_html(shown), to_markdown(shown)):
         for said in ("73.08±0.2", "last 72.00 ± 2.00", "best 75.00 ± 1.00", "+1.92, n = 3", "lacks 2: 3 epochs"):
