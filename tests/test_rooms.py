@@ -62,6 +62,7 @@ APART = {
     "test_rooms": "the order of the modules",
     "training/test_assistants": "a chain of trainings",
     "training/test_full_disk": "a disk that fails, of a whole job",
+    "training/test_made_before": "what an earlier version left",
     "training/test_published_teacher": "a job whose teacher is published, or gone",
     "training/test_resume": "continued trainings end with the same bits",
 }
