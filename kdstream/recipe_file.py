@@ -64,7 +64,9 @@ def find_recipe(name: str) -> Path:
     if is_file(path):
         return path
     there = f"; {public_quoted(name)} is no regular file" if _exists(Path(name)) else ""
-    hint = f"({nearest(name, known_recipes())}){there}"
+    near = nearest(name, known_recipes())
+    near = near if near.startswith("did you mean") else "quickstart, and what kdstream tables lists"
+    hint = f"({near}){there}"
     raise UserError(f"no recipe {public_quoted(name)}: neither a file nor one of kdstream's {hint}")
 
 
