@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdstream.addresses import is_published, public
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, command_parser, find_own_modules, run_command
 from kdstream.cli.measuring import add_options, end, measuring, prepare, say, show, write
 from kdstream.terminal import visible
 
@@ -27,12 +27,7 @@ EXAMPLES = """examples:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="kdstream evaluate",
-        description=(__doc__ or "").partition(": ")[2],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate", __doc__, EXAMPLES)
     add_options(parser, "WEIGHTS", "val", "evaluate")
     return parser
 

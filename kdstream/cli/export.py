@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, command_parser, find_own_modules, run_command
 from kdstream.errors import UserError
 from kdstream.notes import about_of
 from kdstream.terminal import visible
@@ -25,13 +25,7 @@ EXAMPLES = """examples:
 
 
 def _parser() -> CommandParser:
-    about = (__doc__ or "").partition(": ")[2]
-    parser = CommandParser(
-        prog="kdstream export",
-        description=about,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="the folder of a training, with its student.json")
     parser.add_argument(
         "--with-normalization", action="store_true", help="the file takes images in [0,1] and standardises them itself"

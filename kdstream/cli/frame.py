@@ -32,6 +32,25 @@ class MixedParser(CommandParser):
         return self.parse_intermixed_args(args, namespace)
 
 
+def command_parser(
+    verb: str, about: str | None, examples: str, kind: type[CommandParser] = CommandParser
+) -> CommandParser:
+    """The parser of a verb.
+
+    Args:
+        verb: its name.
+        about: the docstring of its module, whose first line says after a colon what it does.
+        examples: shown below the options, as they are.
+        kind: of parser.
+    """
+    return kind(
+        prog=f"kdstream {verb}",
+        description=(about or "").splitlines()[0].partition(": ")[2],
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, command_parser, find_own_modules, run_command
 from kdstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,12 +94,7 @@ def _list_published(options: argparse.Namespace) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="kdstream models",
-        description=(__doc__ or "").partition(": ")[2],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("models", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; none: kdstream's own")
     parser.add_argument("--size", type=_positive, default=32, help="height and width of the images (default 32)")
     parser.add_argument("--classes", type=_positive, default=100, help="number of classes (default 100)")

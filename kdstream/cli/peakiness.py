@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdstream.addresses import public
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, command_parser, find_own_modules, run_command
 from kdstream.cli.measuring import add_options, end, measuring, prepare, say, show, write
 from kdstream.errors import UserError
 
@@ -28,12 +28,7 @@ EXAMPLES = """example:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="kdstream peakiness",
-        description=(__doc__ or "").splitlines()[0].partition(": ")[2],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("peakiness", __doc__, EXAMPLES)
     add_options(parser, "TEACHER", "train", "peakiness")
     parser.add_argument("--selector", default="hkl", help="hkl (default), fixed(50), random(50, 100), module:function")
     parser.add_argument("--delta", type=int, default=10, help="step between JPEG qualities (default: 10)")

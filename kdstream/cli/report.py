@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdstream.cli.frame import CommandParser, MixedParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, MixedParser, command_parser, find_own_modules, run_command
 from kdstream.cli.table import add_table_options
 
 EXAMPLES = """examples:
@@ -23,12 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = MixedParser(
-        prog="kdstream report",
-        description=(__doc__ or "").partition(": ")[2],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("report", __doc__, EXAMPLES, MixedParser)
     add_table_options(parser)
     parser.add_argument("--add", action="append", default=[], type=Path, metavar="FOLDER", help="other people's runs")
     parser.add_argument(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdstream.cli.frame import CommandParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, command_parser, find_own_modules, run_command
 from kdstream.errors import UserError
 from kdstream.terminal import visible
 
@@ -38,13 +38,7 @@ examples:
 
 
 def _parser() -> CommandParser:
-    about = (__doc__ or "").partition(": ")[2]
-    parser = CommandParser(
-        prog="kdstream shards",
-        description=about,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("shards", __doc__, EPILOG)
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="where the images come from, see below")
     parser.add_argument("dest", nargs="?", metavar="DEST", help="the data set folder to make")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="these splits only (default: all of the source)")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdstream.cli.frame import CommandParser, MixedParser, find_own_modules, run_command
+from kdstream.cli.frame import CommandParser, MixedParser, command_parser, find_own_modules, run_command
 from kdstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = MixedParser(
-        prog="kdstream table",
-        description=(__doc__ or "").partition(": ")[2],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("table", __doc__, EXAMPLES, MixedParser)
     add_table_options(parser)
     parser.add_argument("--cell", metavar="COL:ROW", help="this cell alone")
     parser.add_argument("--methods", metavar="A,B", help="these rows alone")

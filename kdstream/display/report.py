@@ -10,12 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from kdstream.atomic import write_atomic, writing
 from kdstream.display.charts import INK, PALETTE, Chart, Line, Look, Plotter, nth_look
 from kdstream.display.numbers import best_index, format_column, format_number, format_seconds
-from kdstream.terminal import visible
+from kdstream.display.pages import pages
 
 
 @dataclass
@@ -87,42 +85,29 @@ def _page(
     recipe_text: str,
     over_seeds: Sequence[Mapping[str, Any]],
 ) -> str:
-    # Imported here: whoever only trains should not wait for it.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     runs = [*([teacher] if teacher else []), *runs]
     looks = _looks(runs, teacher)
     draw = Plotter()
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
-        autoescape=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-        finalize=_readable,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return (
+        pages()
+        .get_template("report.html")
+        .render(
+            title=title,
+            now=datetime.now().astimezone(),
+            colours={"ink": INK, "palette": PALETTE},
+            runs=_rows_of_table(runs, teacher, looks),
+            columns=_columns(runs, teacher),
+            looks=looks,
+            over_seeds=_over_seeds(over_seeds),
+            curves=_shared_charts(runs, teacher, looks, draw),
+            terms=_term_charts(runs, draw),
+            terms_unfolded=len(runs) <= 6,
+            qualities=_quality_charts(runs, draw),
+            answers=_answers(runs),
+            facts=list(facts.items()),
+            recipe=recipe_text.strip(),
+        )
     )
-    return pages.get_template("report.html").render(
-        title=title,
-        now=datetime.now().astimezone(),
-        colours={"ink": INK, "palette": PALETTE},
-        runs=_rows_of_table(runs, teacher, looks),
-        columns=_columns(runs, teacher),
-        looks=looks,
-        over_seeds=_over_seeds(over_seeds),
-        curves=_shared_charts(runs, teacher, looks, draw),
-        terms=_term_charts(runs, draw),
-        terms_unfolded=len(runs) <= 6,
-        qualities=_quality_charts(runs, draw),
-        answers=_answers(runs),
-        facts=list(facts.items()),
-        recipe=recipe_text.strip(),
-    )
-
-
-def _readable(value: Any) -> Any:
-    """Whatever the template shows is text, of which nothing acts; charts are markup already."""
-    return value if isinstance(value, Markup) else visible(value, keep="\n")
 
 
 # --- the table

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as Grid
 from rich.text import Text
 
 from kdstream.display.charts import INK
+from kdstream.display.pages import pages
 from kdstream.terminal import visible
 
 MARK = "*"
@@ -116,19 +115,4 @@ def to_markdown(page: TablePage) -> str:
 
 def to_html(page: TablePage) -> str:
     """The table as one HTML page that loads nothing from anywhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
-        autoescape=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-        finalize=_readable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template("table_page.html").render(page=page, ink=INK)
-
-
-def _readable(value: Any) -> Any:
-    return visible(value)
+    return pages().get_template("table_page.html").render(page=page, ink=INK)
