@@ -326,6 +326,7 @@ class Recipe(Part):
             where training has ``augment(inception, SIZE)``.
         loss: term -> weight, or -> {weight: ..., settings}.
         epochs, batch_size, seed: batch_size counts all processes together.
+        optimizer, schedule: see their classes.
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
             --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.

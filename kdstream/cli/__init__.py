@@ -20,8 +20,11 @@ VERBS = {
     "peakiness": "how sure a teacher is, for original and coded images",
     "export": "a trained student as one ONNX file",
     "bench": "speed beside what people use instead",
+    "recipes": "the recipes that come with kdstream, and their schema",
+    "explain": "a stage, an objective, a selector or a setting, by its name",
     "models": "networks: parameters, multiply-adds, taps",
     "objectives": "objectives: papers, formulas, settings, presets",
+    "completion": "a shell's completion of this command",
 }
 """Verb -> what it does; each is a module of this package, with a function ``main``."""
 

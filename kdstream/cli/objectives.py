@@ -117,7 +117,12 @@ def _overview(console: Console) -> None:
     console.print("kdstream objectives NAME: formula, source, settings and presets of one", highlight=False)
 
 
-def _one(name: str, console: Console) -> None:
+def show(name: str, console: Console) -> None:
+    """Print all that is known of one objective.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     from kdstream.objectives import OBJECTIVES
     from kdstream.objectives.presets import term_presets
 
@@ -157,7 +162,7 @@ def _run(options: argparse.Namespace) -> None:
             print(line)
     elif options.name:
         for name in options.name:
-            _one(name, console)
+            show(name, console)
     else:
         _overview(console)
 

@@ -81,6 +81,10 @@ def random(low: int, high: int) -> Random:
     return Random(low, high)
 
 
+SELECTORS: dict[str, Callable[..., Any]] = {"hkl": hkl, "fixed": fixed, "random": random}
+"""Those with a short name."""
+
+
 def _check_quality(quality: Any) -> None:
     if isinstance(quality, bool) or not isinstance(quality, int) or not 0 <= quality <= 100:
         raise UserError(f"coded: JPEG quality {quality!r}; it is a whole number from 0 to 100")
@@ -119,18 +123,17 @@ def coded(selector: Any = "hkl", delta: int = 10, subsampling: str = "4:4:4", pl
 
 
 def _resolve(selector: Any) -> Any:
-    known = {"hkl": hkl, "fixed": fixed, "random": random}
     name, args, settings = (selector, (), {}) if not isinstance(selector, Call) else vars(selector).values()
     if not isinstance(name, str):
         if isinstance(name, Random) or callable(name):
             return name
         raise UserError(f"coded: selector is {name!r}; it is hkl, fixed(50), random(50, 100) or a function")
     if ":" in name:
-        found = import_named(name, "selector", lambda found: any(found is ours for ours in known.values()))
+        found = import_named(name, "selector", lambda found: any(found is ours for ours in SELECTORS.values()))
     else:
-        found = known.get(name)
+        found = SELECTORS.get(name)
     if found is None:
-        raise UserError(f"coded: unknown selector {name!r}: {nearest(name, known)}")
+        raise UserError(f"coded: unknown selector {name!r}: {nearest(name, SELECTORS)}")
     if found in (fixed, random) or args or settings:
         try:
             found = found(*args, **settings)
