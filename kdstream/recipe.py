@@ -76,8 +76,10 @@ class Data(Part):
         label_noise: 0..1: each training label is replaced with this probability by a class drawn uniformly from all,
             its own among them.
         imbalance: leave so many of each class in the training split.
-        seed: of label noise and imbalance, which do not change with the recipe's seed: teacher and students of all
-            seeds see the same. None = 0.
+        hold_out: 0..1: this share of every class of the training split, noise and all, is not trained with: it takes
+            the validation split's place, which nobody then looks at; to choose settings by.
+        seed: of label noise, imbalance and hold_out, which do not change with the recipe's seed: teacher and students
+            of all seeds see the same. None = 0.
     """
 
     path: str
@@ -89,12 +91,13 @@ class Data(Part):
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = None
     label_noise: Annotated[Number, Field(ge=0, le=1)] | None = None
     imbalance: Imbalance | None = None
+    hold_out: Annotated[Number, Field(gt=0, lt=1)] | None = None
     seed: Integer | None = None
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:
-        if self.seed is not None and self.label_noise is None and self.imbalance is None:
-            raise ValueError("seed is that of label_noise and imbalance, and neither is asked for")
+        if self.seed is not None and self.label_noise is None and self.imbalance is None and self.hold_out is None:
+            raise ValueError("seed is that of label_noise, imbalance and hold_out, and none of them is asked for")
         return self
 
 
@@ -443,7 +446,7 @@ class Recipe(Part):
 
 
 _LATER = (
-    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "seed")),
+    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "hold_out", "seed")),
     ("teacher", "classes"),
     ("student", "classes"),
     ("assistants", "classes"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdstream.analysis import plot
 from kdstream.analysis.one_pass import one_pass
+from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.exact import exact, exact_device
@@ -141,9 +142,32 @@ def accuracy(
         workers=workers,
         device=device,
     )
+    return of_batches(network, batches, shards.classes, device, advance)
+
+
+@torch.no_grad()
+def of_batches(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    names: Sequence[str],
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], None] = lambda count: None,
+) -> Accuracy:
+    """The same of any batches, each sample counted once.
+
+    Args:
+        network: float [n,3,H,W], standardised -> logits [n,C]; on ``device``.
+        batches: at least one, on ``device``, their images standardised.
+        names: of the C classes.
+        device: where the sums are.
+        advance: told how many more images are done.
+
+    Raises:
+        UserError: a network for another number of classes, or whose answers are not finite.
+    """
     if isinstance(network, nn.Module):
         network.eval()
-    classes = shards.num_classes
+    classes = len(names)
     sums = torch.zeros(3, dtype=torch.float64, device=exact_device(device))  # loss, top-1, top-5
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     bins = torch.zeros(3, BINS, dtype=torch.float64, device=exact_device(device))  # samples, confidence, correct
@@ -167,7 +191,7 @@ def accuracy(
     loss, first, five = sums.tolist()
     error = (bins[2] - bins[1]).abs().sum().item() / count
     return Accuracy(
-        classes=tuple(shards.classes),
+        classes=tuple(names),
         top1=100 * first / count,
         top5=100 * five / count,
         loss=loss / count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def t_probability(t: float, degrees: float) -> float:
     return min(tail / whole, 1.0)
 
 
+@functools.cache
 def t_quantile(level: float, degrees: float) -> float:
     """The t > 0 between whose negative and itself Student's distribution has the share ``level`` (0..1)."""
     degrees = min(degrees, _MOST_DEGREES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdstream.cli.frame import CommandParser, MixedParser, command_parser, find_own_modules, run_command
@@ -70,9 +71,9 @@ def _run(options: argparse.Namespace) -> None:
     _say(console, f"{table.name}: {table.title}")
     _say(console, _summary(sum(cell.recipe is not None for cell in cells), seeds, tasks))
     if options.dry_run and tasks:
-        _estimate(console, tasks, options.cpu)
+        estimate(console, tasks, options.cpu)
     elif tasks:
-        _train(console, tasks, options.jobs, ["--cpu"] if options.cpu else [])
+        train_all(console, tasks, options.jobs, ["--cpu"] if options.cpu else [])
     if not options.dry_run:
         _say(console, f"kdstream report {options.table} shows the table")
 
@@ -92,7 +93,7 @@ def _summary(cells: int, seeds: int, tasks: Sequence[Task]) -> str:
     )
 
 
-def _estimate(console: Console, tasks: Sequence[Task], cpu: bool) -> None:
+def estimate(console: Console, tasks: Sequence[Task], cpu: bool) -> None:
     """Say how long the trainings take, from some steps of each pair of networks whose data is there."""
     from rich.progress import track
 
@@ -126,8 +127,17 @@ def _estimate(console: Console, tasks: Sequence[Task], cpu: bool) -> None:
         _say(console, f"{epochs:,} epochs without an estimate: their data is not here")
 
 
-def _train(console: Console, tasks: Sequence[Task], jobs: int, options: Sequence[str]) -> None:
+def train_all(
+    console: Console, tasks: Sequence[Task], jobs: int, options: Sequence[str], logs: Path | None = None
+) -> None:
     """Run them, and say which failed.
+
+    Args:
+        console: where bars are drawn.
+        tasks: what to do.
+        jobs: so many at a time.
+        options: for every ``kdstream train``.
+        logs: see :func:`kdstream.training.tables.work.run_tasks`.
 
     Raises:
         UserError: some did.
@@ -151,7 +161,7 @@ def _train(console: Console, tasks: Sequence[Task], jobs: int, options: Sequence
 
     with bar:
         whole = bar.add_task("trainings", total=len(tasks))
-        failed = run_tasks(tasks, jobs, tell, lambda task, well: bar.advance(whole), options)
+        failed = run_tasks(tasks, jobs, tell, lambda task, well: bar.advance(whole), options, logs=logs)
     if failed:
         task, said = failed[0]
         rest = f": {said}" if said else ", see above"

@@ -135,7 +135,95 @@ class Plotter:
 
         return self._figure(title, note, draw)
 
-    def _figure(self, title: str, note: str, draw: Callable[[Any], None]) -> Chart:
+    def dots(self, title: str, rows: Sequence[tuple[str, Sequence[float]]], label: str, note: str = "") -> Chart:
+        """Rows of values, from above: a dot for each, and a stroke at their mean.
+
+        Args:
+            title, note: what stands above it.
+            rows: name and values, at least one.
+            label: of the axis of values.
+        """
+
+        def draw(axes: Any) -> None:
+            for i, (_, values) in enumerate(rows):
+                mean = math.fsum(values) / len(values)
+                axes.plot([mean, mean], [i - 0.3, i + 0.3], color=INK, linewidth=1.6, solid_capstyle="butt")
+                # Equal values stand beside one another.
+                seen: dict[float, int] = {}
+                for value in values:
+                    seen[value] = seen.get(value, 0) + 1
+                    shift = (seen[value] // 2) * 0.12 * (1 if seen[value] % 2 else -1)
+                    axes.plot([value], [i + shift], color=_colour(0), marker="o", markersize=4.2, alpha=0.8)
+            _rows(axes, [name for name, _ in rows], label)
+
+        return self._figure(title, note, draw, rows=len(rows))
+
+    def intervals(
+        self,
+        title: str,
+        rows: Sequence[tuple[str, float, float | None, float | None]],
+        label: str,
+        note: str = "",
+    ) -> Chart:
+        """Rows of differences, from above, each with its interval; those that leave 0 out are drawn in colour.
+
+        Args:
+            title, note: what stands above it.
+            rows: name, difference, and the ends of its interval (None = unknown).
+            label: of the axis of differences.
+        """
+
+        def draw(axes: Any) -> None:
+            axes.axvline(0, color=INK, linewidth=0.9)
+            for i, (_, mean, low, high) in enumerate(rows):
+                apart = low is not None and high is not None and (low > 0 or high < 0)
+                colour = INK if not apart else _colour(2 if mean > 0 else 1)
+                if low is not None:
+                    axes.plot([low, high], [i, i], color=colour, linewidth=1.8, solid_capstyle="butt")
+                axes.plot([mean], [i], color=colour, marker="o", markersize=5)
+            _rows(axes, [name for name, *_ in rows], label)
+
+        return self._figure(title, note, draw, rows=len(rows))
+
+    def scatter(
+        self, title: str, points: Sequence[tuple[str, float, float, float | None]], across: str, up: str, note: str = ""
+    ) -> Chart:
+        """Points with their names at the right side.
+
+        Args:
+            title, note: what stands above it.
+            points: name, x, y, and the deviation of y (None = unknown).
+            across, up: names of the axes.
+        """
+
+        def draw(axes: Any) -> None:
+            for i, (_, x, y, deviation) in enumerate(points):
+                look = nth_look("", i)
+                if deviation is not None:
+                    axes.plot([x, x], [y - deviation, y + deviation], color=_colour(look.colour), linewidth=1)
+                axes.plot([x], [y], color=_colour(look.colour), marker="o", markersize=5.5)
+            axes.margins(0.12, 0.08)
+            low, high = axes.get_ylim()
+            order = sorted(range(len(points)), key=lambda i: points[i][2])
+            places = _apart([(points[i][2] - low) / (high - low) for i in order], 0.085)
+            for i, place in zip(order, places, strict=True):
+                name, x, y, _ = points[i]
+                axes.annotate(
+                    visible(name),
+                    (x, y),
+                    (1.04, place),
+                    textcoords="axes fraction",
+                    va="center",
+                    annotation_clip=False,
+                    parse_math=False,
+                    arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
+                )
+            axes.set_xlabel(across)
+            axes.set_ylabel(up)
+
+        return self._figure(title, note, draw, rows=len(points))
+
+    def _figure(self, title: str, note: str, draw: Callable[[Any], None], rows: int = 0) -> Chart:
         # Imported here: whoever only trains should not wait for matplotlib.
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -164,7 +252,8 @@ class Plotter:
             "path.simplify_threshold": 0.3,
         }
         with matplotlib.rc_context(style):
-            figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+            height = 2.9 if not rows else max(0.8 + 0.27 * rows, 1.6)
+            figure = Figure(figsize=(4.6, height), layout="constrained")
             FigureCanvasSVG(figure)
             figure.patch.set_visible(False)
             axes = figure.add_subplot()
@@ -190,6 +279,25 @@ def _page_svg(svg: str, prefix: str, title: str) -> str:
     svg = re.sub(r">\s+<", "><", svg)
     name = escape(visible(title, keep="\n"))
     return svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+
+
+def _rows(axes: Any, names: Sequence[str], label: str) -> None:
+    """Name the rows of a chart, the first one at its top."""
+    axes.set_yticks(range(len(names)), [visible(name) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(True, axis="x")
+    axes.set_xlabel(label)
+
+
+def _apart(places: Sequence[float], least: float) -> list[float]:
+    """Rising places, moved so that each is at least so far from the next, none above 1."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + least) if found else place)
+    for i in reversed(range(len(found))):
+        found[i] = min(found[i], found[i + 1] - least if i + 1 < len(found) else 1.0)
+    return found
 
 
 def _marked(values: Sequence[float], everywhere: bool) -> list[int]:

@@ -25,6 +25,7 @@ from kdstream.addresses import public
 from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.convert.make_shards import make_shards
 from kdstream.data.altered import PowerLaw, alter, told
+from kdstream.data.held_out import divided
 from kdstream.data.shards import ShardSet, has_split, open_shards
 from kdstream.display.progress import Display
 from kdstream.display.report import RunRecord, write_report
@@ -113,7 +114,7 @@ class Job:
                     "does, by loss: of the recipe or of the assistant's train:"
                 )
         needed = any(map(asks_teacher, runs.values())) or any(chains.values())
-        train, val = self._data()
+        train, val = self.data()
         folder = recipe.folder()
         teacher, absent = self._given_teacher(teaching, train)
         taught = None
@@ -161,7 +162,7 @@ class Job:
             raise UserError(f"recipe {recipe.name} has no teacher: name one, as teacher=resnet56")
         teaching = teacher_recipe(recipe)
         check(teaching or recipe)
-        train, val = self._data()
+        train, val = self.data()
         teacher, absent = self._given_teacher(teaching, train)
         if absent is not None or teacher is not None:
             if self.accelerator.is_main_process:
@@ -256,7 +257,7 @@ class Job:
             links.append(base.variant(assistant.train, name, f"{self.recipe.name}: assistants.{i}.train"))
         return links
 
-    def _data(self) -> tuple[ShardSet, ShardSet]:
+    def data(self) -> tuple[ShardSet, ShardSet]:
         """The splits; makes them first where the recipe names a source."""
         data = self.recipe.data
         path = Path(data.path)
@@ -264,11 +265,17 @@ class Job:
             self.display.headline(f"Making shards of {data.source} in {path}")
             make_shards(data.source, path, console=self.display.console)
         with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
-            val = data.val or ("val" if has_split(path, "val") else "test")
-            shards = open_shards(path / data.train), open_shards(path / val)
+            train = open_shards(path / data.train)
+            val = data.train if data.hold_out else data.val or _validation(path)
+            shards = train, open_shards(path / val)
         agree_on_classes(data, val, *shards)
         law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
         shards = alter(shards[0], data.label_noise or 0.0, law, data.seed or 0), shards[1]
+        if data.hold_out:
+            shards = divided(shards[0], data.hold_out, data.seed or 0)
+            self.display.note(
+                f"hold_out: {len(shards[1]):,} samples of {data.train} validate, {len(shards[0]):,} train"
+            )
         for one in shards:
             for note in (*one.notes, *told(one)):
                 self.display.note(f"{one.name}/{one.split}: {note}")
@@ -405,6 +412,21 @@ class Job:
         if together:
             self.display.table("over seeds", rows_over_seeds(over))
         self.display.note(f"report: {path.resolve()}")
+
+
+def _validation(path: Path) -> str:
+    """The name of the split to evaluate on.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in ("val", "test"):
+        if has_split(path, name):
+            return name
+    raise UserError(
+        f"{path} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the training "
+        "split out, as data.hold_out=0.1"
+    )
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:

@@ -22,6 +22,7 @@ from kdstream.notes import architecture
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.evaluate import evaluate
 from kdstream.training.folder import BEST, PEERS, RESULT, Identity
+from kdstream.training.memory import peak_memory
 from kdstream.training.metrics import read_metrics
 from kdstream.training.setup import Setup
 from kdstream.training.state import State
@@ -213,6 +214,7 @@ class Results:
             "epochs": epochs,
             "seconds": state.seconds,
             "images_per_s": state.images / state.seconds if state.seconds else 0.0,
+            "memory": peak_memory(self.accelerator.device),
             "network": name,
             "exported": self._exported(name),
             **({"networks": {one: {**self._about(one), "top1": tops[one]} for one in tops}} if len(tops) > 1 else {}),

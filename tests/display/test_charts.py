@@ -45,3 +45,35 @@ def test_colours_are_the_pages_and_ids_differ_from_chart_to_chart():
     assert "var(--c0)" in charts[0].svg
     assert not any(colour in charts[0].svg for pair in PALETTE for colour in pair)
     assert "orig." in charts[0].svg
+
+
+def test_every_value_of_a_row_has_its_dot_and_every_row_its_name():
+    rows = [("<a> $x$", [1.0, 2.0, 2.0, 5.0]), ("b", [3.0])]
+    chart = Plotter().dots("seeds", rows, "top-1, %")
+    ElementTree.fromstring(chart.svg)
+    assert chart.svg.count("<use ") >= 5
+    assert "&lt;a&gt; $x$" in chart.svg
+    assert "top-1, %" in chart.svg
+
+
+def test_intervals_that_leave_0_out_are_coloured_by_their_side():
+    rows = [
+        ("up", 1.0, 0.5, 1.5),
+        ("down", -1.0, -1.5, -0.5),
+        ("neither", 0.2, -1.0, 1.4),
+        ("unknown", 2.0, None, None),
+    ]
+    for some, colours in (([0], {"--c2"}), ([1], {"--c1"}), ([2, 3], set()), ([0, 1, 2, 3], {"--c1", "--c2"})):
+        svg = Plotter().intervals("over", [rows[i] for i in some], "points").svg
+        ElementTree.fromstring(svg)
+        assert set(re.findall(r"--c\d", svg)) == colours
+
+
+def test_names_of_points_do_not_lie_on_one_another():
+    points = [(f"method {i}", 10.0, 70.0 + 0.001 * i, 0.1 if i else None) for i in range(6)]
+    svg = Plotter().scatter("cost", points, "seconds", "top-1, %").svg
+    ElementTree.fromstring(svg)
+    places = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>method \d', svg))
+    places = places or sorted(float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)[^>]*>method \d", svg))
+    assert len(places) == 6
+    assert all(second - first >= 9 for first, second in itertools.pairwise(places))

@@ -88,7 +88,7 @@ def left_by(folder):
             found[name] = path.read_bytes().replace(str(folder).encode(), b"")
         if path.name == "result.json":
             result = json.loads(path.read_text())
-            found[name] = {key: result[key] for key in result if key not in ("seconds", "images_per_s")}
+            found[name] = {key: result[key] for key in result if key not in ("seconds", "images_per_s", "memory")}
     return found
 
 

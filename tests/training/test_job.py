@@ -157,7 +157,7 @@ def test_evaluation_data_of_unknown_classes_is_refused(make_tars, tmp_path):
 def test_the_split_for_evaluation_is_val_else_test(make_tars, tmp_path, flat, splits, count):
     labels = {"train": [0, 1] * 4, "val": [0, 1, 1], "test": [0, 1]}
     make_tars(tmp_path / "set", flat=flat, **{name: labels[name] for name in ("train", *splits)})
-    _, val = Job(recipe(tmp_path / "set"), Accelerator(cpu=True), Display(Console(quiet=True)))._data()
+    _, val = Job(recipe(tmp_path / "set"), Accelerator(cpu=True), Display(Console(quiet=True))).data()
     assert len(val) == count
 
 

@@ -36,7 +36,7 @@ from kdstream.training.networks import make_teacher
 from kdstream.training.stop import StopFlag, Stopped
 
 HERE = Path(__file__).stem
-CLOCK = ("seconds", "images_per_s")
+CLOCK = ("seconds", "images_per_s", "memory")
 
 
 # --- what is trained

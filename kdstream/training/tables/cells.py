@@ -21,7 +21,7 @@ from kdstream.training.tables.table import TRAINED, Printed, Table, split_cell
 
 CELLS = Path("runs/cells")
 """Where the trainings of all tables go."""
-_TEACHING = (
+TEACHING = (
     *("stream", "eval_stream", "epochs", "batch_size", "seed", "accumulate", "channels_last", "compile", "optimizer"),
     *("schedule", "export"),
 )
@@ -226,11 +226,11 @@ class _Expander:
         """What the settings say of a training, complete, for a teacher."""
         if names not in self._teaching:
             settings = apply_overrides(self._base(names, what), self.overrides)
-            settings = {key: value for key, value in settings.items() if key in _TEACHING}
+            settings = {key: value for key, value in settings.items() if key in TEACHING}
             made = make_recipe({"data": {"path": "-"}, "student": "resnet8", **settings}, what)
             plain = " | ".join(str(c) for c in parse_calls(made.stream) if c.name not in ("coded", "teacher"))
             self._teaching[names] = made.model_copy(update={"stream": plain}).model_dump(
-                mode="json", include=set(_TEACHING)
+                mode="json", include=set(TEACHING)
             )
         return self._teaching[names]
 

@@ -46,13 +46,14 @@ class Finished:
     Args:
         added: folders of other people's runs: of whatever lies in them, what has the settings of a cell counts, where
             ever its data lay (its folder's name must be the same). Where both have a seed, ours counts.
+        here: where ours are; None = those of all tables.
 
     Raises:
         UserError: no such folder.
     """
 
-    def __init__(self, added: Sequence[Path] = ()):
-        self.here = expanded.CELLS
+    def __init__(self, added: Sequence[Path] = (), here: Path | None = None):
+        self.here = here or expanded.CELLS
         self._teachers: dict[str, Done] | None = None
         self.added: dict[str, dict[int, Done]] = {}
         for folder in added:
@@ -89,6 +90,11 @@ class Finished:
                     self._teachers[_fingerprint(path.parent)] = done
         found = next(filter(None, map(self._teachers.get, _fingerprints(teaching))), None)
         return found or next(iter(self.added.get(_placeless(teaching), {}).values()), None)
+
+    def training(self, recipe: Recipe) -> Done | None:
+        """That of a recipe, in its own folder."""
+        folder = recipe.folder()
+        return read_done(folder, recipe.seed) if _fingerprint(folder) in _fingerprints(recipe) else None
 
     def _given(self, recipe: Recipe) -> Done | None:
         """What was measured of a teacher that was trained elsewhere."""

@@ -42,7 +42,7 @@ def seconds_per_epoch(recipe: Recipe, accelerator: Accelerator, steps: int = STE
     """
     recipe = settle(recipe.model_copy(update={"stream": _planless(recipe.stream)}), accelerator)
     display = Display(enabled=False)
-    train, val = Job(recipe, accelerator, display)._data()
+    train, val = Job(recipe, accelerator, display).data()
     teacher = None
     if recipe.teacher is not None:
         teaching = teacher_recipe(recipe)

@@ -43,7 +43,7 @@ class Task:
         needs: fingerprint of the teacher that must be trained before; None = nothing.
         gives: fingerprint of the teacher that it trains; None for a student.
         pair: what decides how long an epoch takes, see :func:`pair_of`.
-        cell: it was the first that asked for it.
+        cell: it was the first that asked for it; None where no table did.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Task:
     needs: str | None
     gives: str | None
     pair: Pair
-    cell: Cell
+    cell: Cell | None = None
 
     @property
     def epochs(self) -> int:
         """How many it has, without phases before the main one; 0 where a trained teacher is only evaluated."""
-        given = self.cell.of_teacher and self.gives is None
+        given = self.cell is not None and self.cell.of_teacher and self.gives is None
         return 0 if given else self.recipe.epochs
 
 
@@ -105,10 +105,11 @@ def run_tasks(
     advance: Callable[[Task, bool], None],
     options: Sequence[str] = (),
     command: Sequence[str] = (sys.executable, "-m", "kdstream"),
+    logs: Path | None = None,
 ) -> list[tuple[Task, str]]:
     """Run them, each in a process of its own: an ordinary ``kdstream train``, which continues what was interrupted.
 
-    One at a time it shows what it does where the caller does; several write to ``runs/cells/logs``. On several GPUs,
+    One at a time it shows what it does where the caller does; several write to ``logs``. On several GPUs,
     each process gets one of them in turn; on the CPU they share the cores.
 
     Args:
@@ -118,6 +119,7 @@ def run_tasks(
         advance: is told what ended, and whether well.
         options: for every ``kdstream train``.
         command: what ``kdstream`` is.
+        logs: folder of what they say; None = ``runs/cells/logs``.
 
     Returns:
         The tasks that failed, with the last line that they said (empty where it was shown).
@@ -125,6 +127,7 @@ def run_tasks(
     Raises:
         KeyboardInterrupt: after all processes have saved their state; a second one kills them.
     """
+    logs = logs or expanded.CELLS / "logs"
     waiting, running, failed = list(tasks), dict[int, tuple[Task, subprocess.Popen[bytes], Path | None]](), []
     begun = 0
     try:
@@ -142,7 +145,7 @@ def run_tasks(
                 waiting.remove(task)
                 begun += 1
                 tell(f"[{begun}/{len(tasks)}] {task.name}")
-                running[slot] = (task, *_start(task, slot, jobs, [*command, *task.launch, *options]))
+                running[slot] = (task, *_start(task, slot, jobs, [*command, *task.launch, *options], logs))
             for slot, (task, process, log) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -162,7 +165,9 @@ def run_tasks(
     return failed
 
 
-def _start(task: Task, slot: int, jobs: int, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], Path | None]:
+def _start(
+    task: Task, slot: int, jobs: int, command: Sequence[str], logs: Path
+) -> tuple[subprocess.Popen[bytes], Path | None]:
     environment = dict(os.environ)
     home = str(Path(kdstream.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), home]))
@@ -172,7 +177,7 @@ def _start(task: Task, slot: int, jobs: int, command: Sequence[str]) -> tuple[su
     if len(gpus := _gpus(environment)) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     name = re.sub(r"[^\w.+-]+", "_", task.name)
-    log = expanded.CELLS / "logs" / f"{name}-{task.recipe.fingerprint()[:8]}.log"
+    log = logs / f"{name}-{task.recipe.fingerprint()[:8]}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
