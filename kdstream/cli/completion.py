@@ -77,6 +77,7 @@ def words() -> dict[str, list[str]]:
     settings = [f"{name}=" for name in Recipe.model_fields]
     further = {
         "train": [*recipes, *settings],
+        "compare": [*recipes, *settings],
         "table": [*tables, *settings],
         "report": tables,
         "tables": tables,
