@@ -156,7 +156,7 @@ class Plotter:
                     axes.plot([value], [i + shift], color=_colour(0), marker="o", markersize=4.2, alpha=0.8)
             _rows(axes, [name for name, _ in rows], label)
 
-        return self._figure(title, note, draw, rows=len(rows))
+        return self._figure(title, note, draw, max(0.8 + 0.27 * len(rows), 1.6))
 
     def intervals(
         self,
@@ -183,7 +183,7 @@ class Plotter:
                 axes.plot([mean], [i], color=colour, marker="o", markersize=5)
             _rows(axes, [name for name, *_ in rows], label)
 
-        return self._figure(title, note, draw, rows=len(rows))
+        return self._figure(title, note, draw, max(0.8 + 0.27 * len(rows), 1.6))
 
     def scatter(
         self, title: str, points: Sequence[tuple[str, float, float, float | None]], across: str, up: str, note: str = ""
@@ -196,6 +196,8 @@ class Plotter:
             across, up: names of the axes.
         """
 
+        height = max(2.9, 0.8 + 0.27 * len(points))
+
         def draw(axes: Any) -> None:
             for i, (_, x, y, deviation) in enumerate(points):
                 look = nth_look("", i)
@@ -205,7 +207,9 @@ class Plotter:
             axes.margins(0.12, 0.08)
             low, high = axes.get_ylim()
             order = sorted(range(len(points)), key=lambda i: points[i][2])
-            places = _apart([(points[i][2] - low) / (high - low) for i in order], 0.085)
+            places = _apart(
+                [(points[i][2] - low) / (high - low) for i in order], 0.17 / (height - 0.7)
+            )  # a line of text
             for i, place in zip(order, places, strict=True):
                 name, x, y, _ = points[i]
                 axes.annotate(
@@ -221,9 +225,9 @@ class Plotter:
             axes.set_xlabel(across)
             axes.set_ylabel(up)
 
-        return self._figure(title, note, draw, rows=len(points))
+        return self._figure(title, note, draw, height)
 
-    def _figure(self, title: str, note: str, draw: Callable[[Any], None], rows: int = 0) -> Chart:
+    def _figure(self, title: str, note: str, draw: Callable[[Any], None], height: float = 2.9) -> Chart:
         # Imported here: whoever only trains should not wait for matplotlib.
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -252,7 +256,6 @@ class Plotter:
             "path.simplify_threshold": 0.3,
         }
         with matplotlib.rc_context(style):
-            height = 2.9 if not rows else max(0.8 + 0.27 * rows, 1.6)
             figure = Figure(figsize=(4.6, height), layout="constrained")
             FigureCanvasSVG(figure)
             figure.patch.set_visible(False)

@@ -7,6 +7,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,11 +70,11 @@ def test_intervals_that_leave_0_out_are_coloured_by_their_side():
         assert set(re.findall(r"--c\d", svg)) == colours
 
 
-def test_names_of_points_do_not_lie_on_one_another():
-    points = [(f"method {i}", 10.0, 70.0 + 0.001 * i, 0.1 if i else None) for i in range(6)]
+@pytest.mark.parametrize("count", [3, 12])
+def test_names_of_points_do_not_lie_on_one_another(count):
+    points = [(f"method {i}", 10.0, 70.0 + 0.001 * i, 0.1 if i else None) for i in range(count)]
     svg = Plotter().scatter("cost", points, "seconds", "top-1, %").svg
     ElementTree.fromstring(svg)
-    places = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>method \d', svg))
-    places = places or sorted(float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)[^>]*>method \d", svg))
-    assert len(places) == 6
-    assert all(second - first >= 9 for first, second in itertools.pairwise(places))
+    places = sorted(float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>method \d', svg))
+    assert len(places) == count
+    assert all(second - first >= 10 for first, second in itertools.pairwise(places)), "letters of 10 points"

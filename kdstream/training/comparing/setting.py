@@ -116,7 +116,8 @@ def read_setting(place: str, teacher: str | None, student: str | None, overrides
     Raises:
         UserError: neither folder nor recipe; a network is missing; settings that are not for all methods alike.
     """
-    shared, losses = [], []
+    shared: list[str] = []
+    losses: list[str] = []
     for override in overrides:
         keys, _ = parse_override(override)
         if keys[0] == "loss" and len(keys) == 1:
@@ -189,11 +190,11 @@ def need_place(setting: Setting, place: str) -> None:
     Raises:
         UserError: neither.
     """
-    data = setting.settings.get("data")
+    data = setting.settings.get("data") or {}
     path = data.get("path") if isinstance(data, Mapping) else None
     if path is None:
         raise UserError(f"{quoted(place)} says nothing of its data: add data.path=FOLDER")
-    if not Path(str(path)).is_dir() and not data.get("source"):
+    if not Path(str(path)).is_dir() and not dict(data).get("source"):
         near = nearest(place, known_recipes())
         hint = f"; {near}" if near.startswith("did you mean") else ""
         raise UserError(f"{quoted(str(path))} is no folder of shards, and no recipe: kdstream shards makes one{hint}")
