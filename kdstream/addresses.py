@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
+from urllib.parse import quote
 
 PUBLISHED = "published:"
 
@@ -21,6 +22,15 @@ def is_url(text: object) -> TypeGuard[str]:
 def is_published(text: object) -> bool:
     """Whether it names published weights: ``published:NAME@DATA``; see :mod:`kdstream.models.published`."""
     return isinstance(text, str) and text.startswith(PUBLISHED)
+
+
+def joined(address: str, *names: str) -> str:
+    """The address of what lies below another: ``joined("https://host/birds?key=1", "a b.tar")`` is
+    ``https://host/birds/a%20b.tar?key=1``. Only http(s) addresses have a query, and names that are quoted in them."""
+    if not address.startswith(("http://", "https://")):
+        return "/".join((address.rstrip("/"), *names))
+    place, mark, rest = address.partition("?")
+    return "/".join((place.rstrip("/"), *map(quote, names))) + mark + rest
 
 
 def public(text: str) -> str:

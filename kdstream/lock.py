@@ -43,6 +43,20 @@ def alone(folder: Path, waiting: Callable[[], None], without: Callable[[str], No
                 os.close(descriptor)
 
 
+def held(folder: Path) -> bool:
+    """Whether somebody is in such a block for ``folder``; True, too, where that cannot be found out."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return fcntl is None or _lock(descriptor, None) is not None
+    finally:
+        os.close(descriptor)
+
+
 def _locked(path: Path, waiting: Callable[[], None], without: Callable[[str], None]) -> int | None:
     """The open file that carries the lock; None where there are no locks."""
     while True:
@@ -66,14 +80,16 @@ def _locked(path: Path, waiting: Callable[[], None], without: Callable[[str], No
             return None
 
 
-def _lock(descriptor: int, waiting: Callable[[], None]) -> str | None:
-    """Lock the file; why there are no locks, where there are none."""
+def _lock(descriptor: int, waiting: Callable[[], None] | None) -> str | None:
+    """Lock the file; why that is not possible, where it is not. ``waiting``: see :func:`alone`; None = do not wait."""
     if fcntl is None:
         return "not on this system"
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if waiting is None:
+                return "another holds it"
             waiting()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:  # ENOLCK, ENOTSUP, ENOSYS, ...: each file system has its own

@@ -11,9 +11,19 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kdstream.addresses import is_published, is_url, public, public_values
+from kdstream.data.faults import allowed_share
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 from kdstream.safe_yaml import plain
@@ -23,6 +33,11 @@ from kdstream.terminal import quoted
 def _no_switch(value: Any) -> Any:
     if isinstance(value, bool):  # Python counts them as 1 and 0
         raise ValueError("input should be a number, not true or false")
+    return value
+
+
+def _policy(value: str) -> str:
+    allowed_share(value)
     return value
 
 
@@ -65,7 +80,8 @@ class Data(Part):
     """Where the samples come from.
 
     Attributes:
-        path: data set folder (or foreign tar folder) under which the splits lie.
+        path: data set folder (or foreign tar folder) under which the splits lie; or the address that such a folder,
+            made by ``kdstream shards``, was copied to (https://, s3://, gs://, hf://).
         source: what ``kdstream shards`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
         mean, std: by channel, in [0,1], the latter above 0, that images are standardised with; None = the data set's
@@ -80,6 +96,11 @@ class Data(Part):
             the validation split's place, which nobody then looks at; to choose settings by.
         seed: of label noise, imbalance and hold_out, which do not change with the recipe's seed: teacher and students
             of all seeds see the same. None = 0.
+        order: of the training samples: None = shuffled as a whole, which touches all shards; ``sequential`` = shard by
+            shard, shuffled within a buffer, for sets that are larger than the disk: see
+            :mod:`kdstream.stream.sequential`.
+        on_error: what becomes of training images that cannot be decoded: ``stop``, ``skip`` or ``skip(0.001)``: they
+            are listed in skipped.jsonl and replaced by others, up to this share of all. Evaluation always stops.
     """
 
     path: str
@@ -93,6 +114,21 @@ class Data(Part):
     imbalance: Imbalance | None = None
     hold_out: Annotated[Number, Field(gt=0, lt=1)] | None = None
     seed: Integer | None = None
+    order: Literal["sequential"] | None = None
+    on_error: Annotated[str, AfterValidator(_policy)] = "stop"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Data:
+        if is_url(self.path) and self.source is not None:
+            raise ValueError(
+                f"path is an address ({public(self.path)}), and shards are made in a folder: name one, or "
+                "leave source out (data.source=null)"
+            )
+        if self.order is not None and any((self.label_noise, self.imbalance, self.hold_out)):
+            raise ValueError(
+                "order: sequential reads the shards as they are: leave out label_noise, imbalance and hold_out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:
@@ -400,6 +436,8 @@ class Recipe(Part):
         deciding = self.model_dump(mode="json", exclude=set(FREE)) | {"precision": self.precision or "no"}
         if self.export_network == "student":  # as below: it changes no older fingerprint
             del deciding["export_network"]
+        del deciding["data"]["on_error"]  # where it decides anything, there is no result without it
+        deciding["data"]["path"] = public(self.data.path)
         if self.ema is None:
             del deciding["ema"]
         for group in ("optimizer", "schedule"):
@@ -446,7 +484,7 @@ class Recipe(Part):
 
 
 _LATER = (
-    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "hold_out", "seed")),
+    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "hold_out", "seed", "order")),
     ("teacher", "classes"),
     ("student", "classes"),
     ("assistants", "classes"),

@@ -21,7 +21,7 @@ FLOORS = (
     {"data", "jpeg", "recipe", "recipe_file"},
     {
         *("addresses", "atomic", "bars", "batch", "errors", "exact", "hashing", "lock", "notes", "registry", "rng"),
-        *("safe_yaml", "tap_names", "terminal"),
+        *("safe_yaml", "tap_names", "terminal", "web"),
     },
 )
 """From the top floor to the ground. A room knows those below it and, on the floors of ``SHARED``, its neighbours."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 import kdstream
+from kdstream.addresses import is_url, public
 from kdstream.atomic import write_atomic
 from kdstream.convert.open_source import open_source
 from kdstream.convert.split import Source, Split
@@ -132,6 +133,8 @@ def make_shards(
         UserError: bad arguments or source; ``dest`` holds something else; an image cannot be decoded; disk full.
     """
     _check_arguments(shard_size, shard_count, processes, limit, per_class, max_pixels, on_error)
+    if is_url(dest):
+        raise UserError(f"{public(dest)} is an address, shards are made in a folder: name one, then copy all its files")
     folder = Path(os.path.abspath(os.path.expanduser(os.fspath(dest))))
     try:
         _check_folder(folder, force)

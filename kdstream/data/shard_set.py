@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import operator
 import os
@@ -10,13 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdstream.data.checksums import (
     Checksum,
     FileState,
     descriptor_sha256,
 )
 from kdstream.data.dataset_info import (
+    DATASET_FILE,
     Channels,
+    DatasetInfo,
     Size,
 )
 from kdstream.data.index import Index
@@ -146,6 +151,33 @@ class ShardSet:
         sample["index"] = i
         return sample
 
+    @property
+    def shard_names(self) -> list[str]:
+        """Of the S shards, as their paths or addresses."""
+        return [shard.path for shard in self._shards]
+
+    def counts(self) -> np.ndarray:
+        """int64 [S]: how many samples each shard has; they are numbered shard after shard.
+
+        Raises:
+            UserError: an index that does not go through the shards in their order.
+        """
+        shard = self._index.shard
+        if len(shard) and (np.diff(shard) < 0).any():
+            raise UserError(f"the index of {self.name}/{self.split} does not go through its shards in order")
+        return np.bincount(shard, minlength=len(self._shards))
+
+    def prefetch(self, shard: int) -> None:
+        """Have a shard at hand, where it lies elsewhere and there is room.
+
+        Raises:
+            UserError: it cannot be fetched.
+        """
+
+    def holding(self, shard: int) -> contextlib.AbstractContextManager[None]:
+        """Within the block, a shard that lies elsewhere stays at hand."""
+        return contextlib.nullcontext()
+
     def _number(self, index: int) -> int:
         i = operator.index(index)
         if not 0 <= i < len(self):
@@ -168,11 +200,53 @@ class ShardSet:
             raise UserError(f"cannot read shard {shard.path}: {error.strerror or error}{hint}") from error
 
 
+def set_of(
+    info: DatasetInfo, split: str, index: Index, *, shown: str, kind: type[ShardSet] = ShardSet, **settings: Any
+) -> ShardSet:
+    """A split of a set that has a dataset.json, as that describes it.
+
+    Args:
+        info: dataset.json.
+        split: one of its splits.
+        index: of the split.
+        shown: what messages call the set's folder.
+        kind, settings: of the set, and what else it is made with.
+
+    Raises:
+        UserError: an index that is not that of the split.
+    """
+    part = info.splits[split]
+    if len(index) != part.count or index.shard_names != [shard.name for shard in part.shards]:
+        raise UserError(stale(f"{shown}/{part.index}"))
+    if len(index) and int(index.label.max()) >= len(info.classes):
+        raise UserError(
+            f"{shown}/{DATASET_FILE} names {len(info.classes)} classes, but a sample of {split} has "
+            f"class {int(index.label.max())}; make the shards again with --force"
+        )
+    reference, sizes = info.splits.get("train", part), part.image_size
+    return kind(
+        split=split,
+        classes=info.classes,
+        mean=reference.mean,
+        std=reference.std,
+        image_size=sizes.min if sizes.min == sizes.max else None,
+        fingerprint=part.fingerprint,
+        index=index,
+        **settings,
+    )
+
+
+def stale(path: str | Path) -> str:
+    """The message about an index of other shards."""
+    return f"index {path} belongs to other shards than {DATASET_FILE} names: delete it, then it is built anew"
+
+
 class _Shard:
     """A shard as it was when the set was opened."""
 
     def __init__(self, path: str, checksum: Checksum):
-        self.path, self.sha256, self.state = path, checksum.sha256, checksum.state
+        self.path, self.checksum = path, checksum
+        self.sha256, self.state = checksum.sha256, checksum.state
 
 
 class _Descriptor:
@@ -201,20 +275,30 @@ class _Descriptor:
             OSError: they cannot be read.
             UserError: the file ends before.
         """
-        data = os.pread(self.number, length, start)
-        while len(data) < length:
-            more = os.pread(self.number, length - len(data), start + len(data))
-            if not more:
-                raise UserError(
-                    f"shard {self.path} is truncated: the index expects bytes up to {start + length}, "
-                    f"it ends at {start + len(data)}; copy or make the shards again"
-                )
-            data += more
-        return data
+        return read_exactly(self.number, self.path, start, length)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
+
+
+def read_exactly(descriptor: int, path: str, start: int, length: int) -> bytes:
+    """Bytes start..start+length-1 of an open shard.
+
+    Raises:
+        OSError: they cannot be read.
+        UserError: the file ends before.
+    """
+    data = os.pread(descriptor, length, start)
+    while len(data) < length:
+        more = os.pread(descriptor, length - len(data), start + len(data))
+        if not more:
+            raise UserError(
+                f"shard {path} is truncated: the index expects bytes up to {start + length}, "
+                f"it ends at {start + len(data)}; copy or make the shards again"
+            )
+        data += more
+    return data
 
 
 def _open_files() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdstream.addresses import is_url, joined
 from kdstream.bars import reading_progress
 from kdstream.data.checksums import (
     Checksum,
@@ -26,7 +27,8 @@ from kdstream.data.dataset_info import (
 from kdstream.data.foreign import open_foreign, tars_of
 from kdstream.data.index import Index, build_index
 from kdstream.data.kept import checksums_of, store
-from kdstream.data.shard_set import ShardSet, other_size
+from kdstream.data.remote import has_remote_split, open_remote
+from kdstream.data.shard_set import ShardSet, other_size, set_of, stale
 from kdstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,19 +43,24 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
             folder of other people's WebDataset tars; or ``FOLDER/SPLIT`` where the tars of a folder carry the
             split in their names (``imagenet-train-0000.tar``). Foreign tars need an image and a ``.cls`` member
             (class number) in every sample. They are indexed on first use; the index is stored beside them, or in
-            the user's cache folder where that is read-only.
+            the user's cache folder where that is read-only; or the address of a split that ``kdstream shards`` made,
+            ``https://host/birds/train``, ``s3://bucket/birds/train``: see :mod:`kdstream.data.remote`.
 
     Shards whose size or time differs from what is remembered of them are read once and compared with their checksums;
     that is remembered beside the index, or in the cache folder.
 
     Raises:
         UserError: no such folder or split, a conversion that has not finished, missing, truncated or changed shards, an
-            index of other shards, tars that do not fit, anything but a local folder.
+            index of other shards, tars that do not fit, an address that does not answer.
     """
     text = os.fspath(path)
+    if is_url(text):
+        return open_remote(text, _reopen)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/|pipe:", text):
-        reason = "no command is ever run to read data" if text.startswith("pipe:") else "only local folders are read"
-        raise UserError(f"cannot open {text!r}: {reason}; copy the shards to a folder and name that")
+        reason = "no command is ever run to read data" if text.startswith("pipe:") else "an address has two slashes"
+        raise UserError(
+            f"cannot open {text!r}: {reason}; name a folder, or ADDRESS/SPLIT as in https://host/birds/train"
+        )
     target = Path(os.path.abspath(os.path.expanduser(text)))
     folder, split = target.parent, target.name
     if target.is_file():
@@ -77,12 +84,20 @@ def open_shards(path: str | os.PathLike[str]) -> ShardSet:
     return open_foreign(target, text, _reopen)
 
 
-def has_split(folder: Path, split: str) -> bool:
+def split_of(folder: str, split: str) -> str:
+    """The path or address of a split."""
+    return joined(folder, split) if is_url(folder) else str(Path(folder) / split)
+
+
+def has_split(folder: str | Path, split: str) -> bool:
     """Whether a data set folder is meant to have this split, be its shards whole, damaged or gone.
 
     Raises:
-        UserError: dataset.json is damaged.
+        UserError: dataset.json is damaged, or cannot be fetched.
     """
+    if is_url(folder):
+        return has_remote_split(folder, split)
+    folder = Path(folder)
     if (folder / DATASET_FILE).is_file():
         return split in load_dataset_info(folder).splits or bool(tars_of(folder / split))
     return (folder / split).is_dir() or bool(tars_of(folder, split))
@@ -100,25 +115,13 @@ def open_own(folder: Path, split: str, info: DatasetInfo) -> ShardSet:
     part = info.splits[split]
     checksums = _check_own(folder, split, part.shards)
     index = _own_index(folder, part)
-    if len(index) != part.count or index.shard_names != [shard.name for shard in part.shards]:
-        raise UserError(stale(folder / part.index))
-    if len(index) and int(index.label.max()) >= len(info.classes):
-        raise UserError(
-            f"{folder / DATASET_FILE} names {len(info.classes)} classes, but a sample of {split} has "
-            f"class {int(index.label.max())}; make the shards again with --force"
-        )
-    reference = info.splits.get("train", part)
-    sizes = part.image_size
-    return ShardSet(
+    return set_of(
+        info,
+        split,
+        index,
+        shown=str(folder),
         name=folder.name,
-        split=split,
         path=folder,
-        classes=info.classes,
-        mean=reference.mean,
-        std=reference.std,
-        image_size=sizes.min if sizes.min == sizes.max else None,
-        fingerprint=part.fingerprint,
-        index=index,
         checksums=checksums,
         source=str(folder / split),
         reopen=_reopen,
@@ -182,8 +185,3 @@ def _own_index(folder: Path, part: SplitInfo) -> Index:
         index = build_index(paths, part.fingerprint, lambda shard: advance(shard.bytes))
     store(part.index, index.save, (folder, cached(folder, part.index).parent))
     return index
-
-
-def stale(path: Path) -> str:
-    """The message about an index of other shards."""
-    return f"index {path} belongs to other shards than {DATASET_FILE} names: delete it, then it is built anew"

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 from rich.console import Console
 
+from kdstream.addresses import is_url, public
 from kdstream.bars import progress_bars, reading_progress
 from kdstream.data.checksums import (
     Checksums,
@@ -56,6 +57,8 @@ def verify(path: str | os.PathLike[str], decode: bool = False, console: Console 
     Raises:
         UserError: nothing that can be verified, or damaged; names the damaged shards or images.
     """
+    if is_url(path):
+        raise UserError(f"{public(path)} is an address: shards there are checked when they are fetched")
     folder = Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
     if (folder / WORK_FOLDER).is_dir() and not (folder / DATASET_FILE).is_file():
         raise UserError(f"the shards in {path} are half-made: run the same make_shards command again to finish")

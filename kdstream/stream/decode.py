@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from kdstream.batch import Sample
+from kdstream.data.faults import Undecodable
 from kdstream.data.image_file import MAX_PIXELS, ImageRefused, open_image, to_rgb
 from kdstream.data.index import IMAGE_EXTENSIONS
 from kdstream.errors import UserError
@@ -27,21 +28,24 @@ def read_image(data: bytes, what: str, upright: bool = True, max_pixels: int = M
         uint8 [3,H,W], RGB; see :func:`~kdstream.data.image_file.to_rgb` for grey, deep and transparent images.
 
     Raises:
-        UserError: the bytes are no whole image, or one that is not read; or there is not enough memory.
+        Undecodable: the bytes are no whole image, or one that is not read.
+        UserError: there is not enough memory.
     """
     try:
         with open_image(data, max_pixels) as image:
             pixels = np.array(to_rgb(image, upright))
     except ImageRefused as refused:
         more = "; decode(max_pixels=...) allows more" if "allowed" in str(refused) else ""
-        raise UserError(f"cannot decode {what}: it is {refused}{more}") from refused
+        raise Undecodable(f"cannot decode {what}: it is {refused}{more}", f"it is {refused}") from refused
     except MemoryError as error:
         raise UserError(f"cannot decode {what}: not enough memory; fewer workers need less") from error
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
+        raise Undecodable(
             f"cannot decode {what} ({reason}): the shard is damaged or was made from a broken file; "
-            "check the set with `kdstream shards --verify FOLDER` and make it again with --on-error skip"
+            "check the set with `kdstream shards --verify FOLDER` and make it again with --on-error skip, or train "
+            "without such images by data.on_error=skip",
+            reason,
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
@@ -59,6 +63,10 @@ def decode(samples: Iterator[Sample], upright: bool = True, max_pixels: int = MA
         what = f"sample {sample.get('__key__')!r} of {sample.get('__url__')}"
         if extension is None:
             raise UserError(f"{what} holds no image: its members are {', '.join(n for n in sample if n[:2] != '__')}")
-        sample["image"] = read_image(sample[extension], f"{what} ({extension})", upright, max_pixels)
+        try:
+            sample["image"] = read_image(sample[extension], f"{what} ({extension})", upright, max_pixels)
+        except Undecodable as fault:
+            fault.index, fault.key, fault.shard = sample.get("index"), str(sample["__key__"]), str(sample["__url__"])
+            raise
         sample["label"] = int(sample["cls"])
         yield sample

@@ -10,20 +10,23 @@ import re
 import signal
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kdstream.batch import Batch, Sample
+from kdstream.data.faults import Faults, Undecodable
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
-from kdstream.rng import sample_keys
+from kdstream.rng import sample_keys, words
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain
+
+T = TypeVar("T")
 
 
 def collate(samples: list[Sample], what: str) -> Batch:
@@ -77,11 +80,38 @@ class Failure:
     message: str
 
 
-class Reader(Dataset[Any]):
-    """Makes one rank's slice of global batch (epoch, step); needs nothing but the two numbers."""
+@dataclass(frozen=True)
+class End:
+    """There are no more batches, where it is not known beforehand how many there are."""
 
-    def __init__(self, shards: ShardSet, plan: Plan, chain: Chain, rank: int, world: int):
+
+STAND_INS = 64
+"""Samples that may stand in for one whose image cannot be decoded; it is the first of them whose image can."""
+
+
+class Reader(Dataset[Any]):
+    """Makes one rank's slice of global batch (epoch, step); needs nothing but the two numbers.
+
+    Args:
+        shards, plan, chain, rank, world: of the stream; ``chain`` is its part on the host.
+        faults: where samples are listed whose image cannot be decoded; others stand in for them then. None = stop.
+        numbered: who stands in bears the number of the sample that he stands in for.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        plan: Plan,
+        chain: Chain,
+        rank: int,
+        world: int,
+        faults: Faults | None = None,
+        numbered: bool = False,
+    ):
         self.shards, self.plan, self.chain, self.rank, self.world = shards, plan, chain, rank, world
+        self.faults, self.numbered = faults, numbered
+        self._unreadable: set[int] = set()
+        self._read: dict[int, int] = {}  # of the batch in hand: number that the sample bears -> number in the shards
 
     def index(self, epoch: int, step: int) -> torch.Tensor:
         """Which samples the batch is made of, int64 [n]."""
@@ -91,22 +121,68 @@ class Reader(Dataset[Any]):
     def samples(self, epoch: int, index: torch.Tensor) -> Iterator[Sample]:
         """The raw samples of these numbers, in order."""
         for position, key in zip(index.tolist(), sample_keys(self.plan.seed, epoch, index).tolist(), strict=True):
-            sample = self.shards.read(position)
+            number = self._stand_in(position)
+            sample = self.shards.read(number)
+            if self.numbered:
+                sample["index"] = position
+            self._read[sample["index"]] = number
             sample["rng_key"] = key
             yield sample
+
+    def _stand_in(self, position: int) -> int:
+        """The sample itself, or the first of an order of its own that can be read as far as is known: what comes of it
+        depends on the data set and the number alone.
+
+        Raises:
+            UserError: there is none.
+        """
+        if position not in self._unreadable:
+            return position
+        order = words(torch.tensor([position]), STAND_INS, "stand-in")[0] & ((1 << 62) - 1)
+        for number in (order % len(self.shards)).tolist():
+            if number not in self._unreadable:
+                return number
+        raise UserError(f"sample {position} cannot be decoded, nor can {STAND_INS} others that could stand in for it")
+
+    def _forgiving(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives, begun anew as often as it meets an image that cannot be decoded and may be skipped.
+
+        Raises:
+            UserError: too many of them.
+        """
+        while True:
+            try:
+                return make()
+            except Undecodable as fault:
+                number = None if fault.index is None else self._read.get(fault.index)
+                if self.faults is None or number is None or number in self._unreadable:
+                    raise
+                fault.index = number
+                self.faults.add(fault)
+                self._unreadable.add(number)
 
     def batch_bytes(self, epoch: int, step: int) -> int:
         """About what a batch takes in memory, measured at its first sample."""
         index = self.index(epoch, step)
-        made = list(self.chain(self.samples(epoch, index[:1])))
-        tensors = (value for sample in made[:1] for value in sample.values() if isinstance(value, torch.Tensor))
-        return len(index) * sum(tensor.nbytes for tensor in tensors)
+        made = self._forgiving(lambda: list(self.chain(self.samples(epoch, index[:1]))))
+        return len(index) * sample_bytes(made)
 
-    def __getitem__(self, at: tuple[int, int]) -> Batch | Failure:
+    def raw(self, epoch: int, step: int) -> Iterator[Sample] | None:
+        """The raw samples of a batch; None where there is no such batch."""
+        self._read.clear()
+        return self.samples(epoch, self.index(epoch, step))
+
+    def _made(self, epoch: int, step: int) -> list[Sample] | None:
+        raw = self.raw(epoch, step)
+        return None if raw is None else list(self.chain(raw))
+
+    def __getitem__(self, at: tuple[int, int]) -> Batch | Failure | End:
         epoch, step = at
         try:
-            samples = self.samples(epoch, self.index(epoch, step))
-            batch = collate(list(self.chain(samples)), f"batch {step} of epoch {epoch}")
+            samples = self._forgiving(lambda: self._made(epoch, step))
+            if samples is None:
+                return End()
+            batch = collate(samples, f"batch {step} of epoch {epoch}")
             return batch if get_worker_info() is None else _shared(batch)
         except UserError as error:
             return Failure(str(error))
@@ -115,6 +191,12 @@ class Reader(Dataset[Any]):
                 raise
             # What cannot be sent would be dropped, and the main process would wait for it for ever.
             raise RuntimeError("".join(traceback.format_exception(error))) from None
+
+
+def sample_bytes(made: Sequence[Sample]) -> int:
+    """What the first of these samples takes in a batch."""
+    tensors = (value for sample in made[:1] for value in sample.values() if isinstance(value, torch.Tensor))
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _can_be_sent(kind: type) -> bool:
@@ -297,7 +379,7 @@ class Loader:
             while True:
                 with lost_readers_told():
                     made = self._next(passing)
-                if made is None:
+                if made is None or isinstance(made, End):
                     break
                 if isinstance(made, Failure):
                     raise UserError(made.message)

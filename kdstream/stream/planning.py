@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kdstream.batch import Batch
+from kdstream.data.faults import Faults
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import Unnamed, name_of, network_name
@@ -32,6 +33,7 @@ def with_plans(
     world: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    faults: Faults | None = None,
     after_chunk: Callable[[], None] = lambda: None,
 ) -> Chain:
     """The chain with what the stream knows and with the coding plans that its ``coded`` stages ask for.
@@ -42,6 +44,7 @@ def with_plans(
         chain: as the user wrote it.
         known: what its stages may ask for; a plan needs ``teacher``, ``teacher_mean`` and ``teacher_std``.
         dataset: the split.
+        faults: where samples are listed that others stand in for.
         rank, world, workers, device: as for a :class:`~kdstream.stream.stream.Stream`.
         after_chunk: called by all processes after each has made a chunk of a plan; what it raises ends the making.
 
@@ -61,7 +64,7 @@ def with_plans(
             # Seed 0: what draws at random without saying so does not make a plan another one for every seed.
             layout = Plan(len(dataset), CHUNK, 0, shuffle=False)
             view = (unaugmented(stages, position) | teacher).bind(known)
-            choose = partial(_choices, view, dataset, layout, workers, torch.device(device))
+            choose = partial(_choices, view, dataset, layout, workers, torch.device(device), faults)
             joined = world > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
             place = (rank, world, partial(_share, world)) if joined else (0, 1, alone)
             plan = make_plan(dataset, key, layout, choose, *place, after_chunk=after_chunk)
@@ -141,11 +144,17 @@ def _view_name(view: Chain) -> str:
 
 
 def _choices(
-    view: Chain, dataset: ShardSet, layout: Plan, workers: int, device: torch.device, chunks: Sequence[int]
+    view: Chain,
+    dataset: ShardSet,
+    layout: Plan,
+    workers: int,
+    device: torch.device,
+    faults: Faults | None,
+    chunks: Sequence[int],
 ) -> Iterator[Batch]:
     """These chunks of the data set, each with the selector's choice for every sample."""
     host, rest = view.split()
-    loader = Loader(Reader(dataset, layout, host, 0, 1), workers, device)
+    loader = Loader(Reader(dataset, layout, host, 0, 1, faults, numbered=True), workers, device)
     return on_device(loader.batches(0, chunks), rest, device)
 
 

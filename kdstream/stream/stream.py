@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import copy
+import os
+import secrets
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from kdstream.batch import Batch
+from kdstream.data.faults import Faults, allowed_share
+from kdstream.data.listing import Listing, open_to_go_through
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.planning import with_plans
+from kdstream.stream.sequential import (
+    SequentialPlan,
+    SequentialReader,
+    sequential_plan,
+    while_all_have,
+    without_plans,
+)
 from kdstream.stream.stage import Chain
 
 
@@ -33,7 +46,9 @@ class Stream:
     Several passes may run at a time, each at its own place; the epoch is over when the first of them comes to its end.
 
     Args:
-        shards: folder/split, such as ``"shards/cifar10/train"``, or an open :class:`ShardSet`.
+        shards: folder/split, such as ``"shards/cifar10/train"``, its address (``"s3://bucket/birds/train"``), or an
+            open :class:`ShardSet`; with ``order="sequential"`` also shards by name,
+            ``"https://host/birds-{000..099}.tar"``.
         batch_size: of the global batch, all processes together.
         seed: of the order and of every random draw.
         train: True: shuffled, every process gets its slice of every global batch. False (evaluation): natural order,
@@ -43,6 +58,12 @@ class Stream:
         device: where batches go and batch stages run.
         given: what stages may ask for by name beside seed, dataset, num_classes, mean and std
             (``teacher``, ``teacher_mean``, ...); see :data:`kdstream.stream.stage.given`.
+        order: "shuffled": a permutation of all samples. "sequential": shard by shard, for sets that are larger than the
+            disk; see :mod:`kdstream.stream.sequential` for what is not promised then.
+        on_error: what becomes, in training, of images that cannot be decoded: "stop", "skip", or "skip(0.001)": up to
+            this share of the samples, others stand in for them: the first readable one of an order that depends on the
+            sample's number alone (order="sequential": the next one of its batch). Evaluation always stops.
+        skipped_file: where skipped samples are listed, a JSON object a line; default: a temporary file.
 
     The order of samples and their augmentation depend on (data set, seed, epoch, step) only: not on ``world``, not on
     ``workers``, not on restarts.
@@ -60,12 +81,32 @@ class Stream:
         world: int | None = None,
         device: torch.device | str = "cpu",
         given: Mapping[str, Any] | None = None,
+        order: Literal["shuffled", "sequential"] = "shuffled",
+        on_error: str = "stop",
+        skipped_file: str | Path | None = None,
     ):
-        self.dataset = shards if isinstance(shards, ShardSet) else open_shards(shards)
-        self.plan = Plan(len(self.dataset), batch_size, seed, shuffle=train)
+        if order not in ("shuffled", "sequential"):
+            raise UserError(f"order is {order!r}: it is shuffled or sequential")
+        if order == "sequential" and not train:
+            raise UserError("order=sequential is of training; evaluation goes through the shards in their order anyway")
+        self.sequential = order == "sequential"
+        self.dataset: Any = shards
+        if isinstance(shards, str | Path):
+            self.dataset = open_to_go_through(shards) if self.sequential else open_shards(shards)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
         self.world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
+        if self.sequential:
+            self.plan: Plan = self._sequential(batch_size, seed)
+        else:
+            self.plan = Plan(len(self.dataset), batch_size, seed, shuffle=train)
+        share = allowed_share(on_error) if train else None
+        if share is None:
+            self.faults = None
+        else:
+            name = f"kdstream-skipped-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+            total = None if isinstance(self.dataset, Listing) else len(self.dataset)
+            self.faults = Faults(Path(skipped_file or Path(tempfile.gettempdir()) / name), share, total)
         self.workers, self.device, self.train = workers, torch.device(device), train
         self.given = dict(given or {})
         self.chain = Chain()
@@ -80,7 +121,7 @@ class Stream:
         smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
         if train and self.world > smallest:
             raise UserError(
-                f"batches of {batch_size} of {len(self.dataset)} samples are too small for {self.world} processes: "
+                f"batches of {batch_size} of {self.plan.size} samples are too small for {self.world} processes: "
                 f"raise batch_size to {2 * self.world} or more"
             )
 
@@ -91,10 +132,11 @@ class Stream:
         if "teacher" in roles and "normalize" in roles[: roles.index("teacher")]:
             raise UserError("normalize must come after teacher: the teacher standardises images for itself")
         if "mix" in roles and self.train:
-            new.plan = replace(self.plan, group=2)
+            size, seed = self.plan.batch_size, self.plan.seed
+            new.plan = self._sequential(size, seed, 2) if self.sequential else replace(self.plan, group=2)
             if not new.plan.smallest_slice(self.world):
                 raise UserError(
-                    f"batches of {self.plan.batch_size} of {len(self.dataset)} samples hold too few pairs for "
+                    f"batches of {self.plan.batch_size} of {self.plan.size} samples hold too few pairs for "
                     f"{self.world} processes: raise batch_size to {4 * self.world} or more"
                 )
         new._loader = None
@@ -102,15 +144,41 @@ class Stream:
 
     @property
     def steps(self) -> int:
-        """Batches that this process sees in an epoch."""
-        return len(self._route())
+        """Batches that this process sees in an epoch.
+
+        Raises:
+            UserError: it is not known, see :mod:`kdstream.stream.sequential`.
+        """
+        return self.plan.steps if self.train else len(self._route())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the order, a line each."""
+        left_out = self.plan.dropped if isinstance(self.plan, SequentialPlan) and self.plan.length else 0
+        if not left_out:
+            return []
+        return [f"order=sequential: {left_out:,} of {self.plan.size:,} samples, which fill no batch, miss each epoch"]
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """The samples that others stood in for until now: index, key, shard and reason of each."""
+        return [] if self.faults is None else self.faults.listed()
 
     def state_dict(self) -> dict[str, int]:
         """Where the pass that began last stands: its next batch is ``step`` of ``epoch``."""
-        return {"epoch": self.epoch, "step": self.step}
+        return {"epoch": self.epoch, "step": self.step, **({"world": self.world} if self.sequential else {})}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from a state: the next pass begins with that batch."""
+        """Continue from a state: the next pass begins with that batch.
+
+        Raises:
+            UserError: a state of ``order="sequential"`` on another number of processes.
+        """
+        if self.sequential and state.get("world", self.world) != self.world:
+            raise UserError(
+                f"this state is of {state['world']} processes, here are {self.world}: order=sequential deals shards to "
+                "processes, and goes on with as many as it began with"
+            )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._first, self._latest, self._loaded = self.step, None, object()
 
@@ -127,29 +195,40 @@ class Stream:
     def batches(self, epoch: int, steps: Sequence[int]) -> Iterator[Batch]:
         """These batches of an epoch, in order; where the stream stands does not change."""
         loader = self._open()
-        return on_device(self._timed(loader.batches(epoch, steps)), self._device_chain, self.device)
+        made = loader.batches(epoch, steps)
+        if isinstance(self.dataset, Listing) and self.world > 1:
+            made = while_all_have(made, self.world)
+        return on_device(self._timed(made), self._device_chain, self.device)
 
     def _open(self, after_chunk: Callable[[], None] = lambda: None) -> Loader:
         if self._loader is None:
-            known = {
-                "seed": self.plan.seed,
-                "dataset": self.dataset,
-                "num_classes": self.dataset.num_classes,
-                "mean": self.dataset.mean,
-                "std": self.dataset.std,
-                **self.given,
-            }
-            place: dict[str, Any] = {"rank": self.rank, "world": self.world}
+            known = {"seed": self.plan.seed, "dataset": self.dataset}
+            names = ("num_classes", "mean", "std")
+            known |= {name: getattr(self.dataset, name) for name in names if hasattr(self.dataset, name)}
+            known |= self.given
+            place: dict[str, Any] = {"rank": self.rank, "world": self.world, "faults": self.faults}
             place |= {"workers": self.workers, "device": self.device}
-            chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
+            if isinstance(self.dataset, Listing):
+                chain = without_plans(self.chain).bind(known)
+            else:
+                chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
             host, self._device_chain = chain.split()
-            self._loader = Loader(
-                Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device
-            )
+            self._loader = Loader(self._reader(host), self.workers, self.device)
         return self._loader
+
+    def _sequential(self, batch_size: int, seed: int, group: int = 1) -> Plan:
+        return sequential_plan(self.dataset, batch_size, seed, self.world, group)
+
+    def _reader(self, host: Chain) -> Reader:
+        if not self.sequential:
+            return Reader(self.dataset, self.plan, host, self.rank, self.world, self.faults)
+        assert isinstance(self.plan, SequentialPlan)
+        return SequentialReader(self.dataset, self.plan, host, self.rank, self.world, self.faults)
 
     def _route(self) -> range:
         """The steps of an epoch that this process sees."""
+        if isinstance(self.dataset, Listing):
+            return range(sys.maxsize)
         return range(self.plan.steps) if self.train else range(self.rank, self.plan.steps, self.world)
 
     def __iter__(self) -> Generator[Batch, None, None]:

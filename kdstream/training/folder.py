@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.atomic import reason
+from kdstream.data.faults import FAULTS
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
@@ -25,7 +26,7 @@ PEERS = "peers"
 LAST, BEST = "last.pt", "best.pt"
 """The checkpoint that a training continues from, and the weights of its best epoch."""
 RECIPE, RESULT = "recipe.yaml", "result.json"
-KEPT = (RECIPE, "metrics.jsonl", "speed.jsonl", RESULT, LAST, BEST, "student.json", "student.safetensors")
+KEPT = (RECIPE, "metrics.jsonl", "speed.jsonl", FAULTS, RESULT, LAST, BEST, "student.json", "student.safetensors")
 """The files in a training's folder."""
 
 

@@ -26,7 +26,7 @@ from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.convert.make_shards import make_shards
 from kdstream.data.altered import PowerLaw, alter, told
 from kdstream.data.held_out import divided
-from kdstream.data.shards import ShardSet, has_split, open_shards
+from kdstream.data.shards import ShardSet, has_split, open_shards, split_of
 from kdstream.display.progress import Display
 from kdstream.display.report import RunRecord, write_report
 from kdstream.errors import UserError
@@ -260,14 +260,14 @@ class Job:
     def data(self) -> tuple[ShardSet, ShardSet]:
         """The splits; makes them first where the recipe names a source."""
         data = self.recipe.data
-        path = Path(data.path)
-        if self.accelerator.is_main_process and data.source is not None and not (path / "dataset.json").exists():
+        path = data.path
+        if self.accelerator.is_main_process and data.source is not None and not Path(path, "dataset.json").exists():
             self.display.headline(f"Making shards of {data.source} in {path}")
             make_shards(data.source, path, console=self.display.console)
         with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
-            train = open_shards(path / data.train)
+            train = open_shards(split_of(path, data.train))
             val = data.train if data.hold_out else data.val or _validation(path)
-            shards = train, open_shards(path / val)
+            shards = train, open_shards(split_of(path, val))
         agree_on_classes(data, val, *shards)
         law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
         shards = alter(shards[0], data.label_noise or 0.0, law, data.seed or 0), shards[1]
@@ -414,7 +414,7 @@ class Job:
         self.display.note(f"report: {path.resolve()}")
 
 
-def _validation(path: Path) -> str:
+def _validation(path: str) -> str:
     """The name of the split to evaluate on.
 
     Raises:
@@ -424,7 +424,7 @@ def _validation(path: Path) -> str:
         if has_split(path, name):
             return name
     raise UserError(
-        f"{path} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the training "
+        f"{public(path)} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the training "
         "split out, as data.hold_out=0.1"
     )
 

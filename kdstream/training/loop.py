@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.batch import Batch, Outputs
+from kdstream.data.faults import FAULTS
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
@@ -177,10 +178,14 @@ class Trainer:
             self.identity.check_same(saved["fingerprint"])
             self.state, self.saved = State.from_state_dict(saved), True
         between = self._stop_between_chunks
-        setup = set_up(self.recipe, self.train, self.val, self.teacher, self.accelerator, between_chunks=between)
+        listed = self.folder / FAULTS
+        places: dict[str, Any] = {"between_chunks": between, "skipped_file": listed}
+        setup = set_up(self.recipe, self.train, self.val, self.teacher, self.accelerator, **places)
         self.setup = setup
         if setup.note:
             self.display.note(f"{self.recipe.name}: {setup.note}")
+        for note in setup.stream.notes:
+            self.display.note(f"{self.recipe.name}: {note}")
         self.results = Results(self.identity, setup, self.train, self.accelerator, self.display, self.state)
         if self.accelerator.is_main_process:
             if saved is None:
@@ -314,6 +319,12 @@ class Trainer:
             self.log.write("epoch", row)
             self.log.write_speed(speed)
         self.display.end_epoch(row, speed)
+        if skipped := self.setup.stream.skipped:
+            self.display.note(
+                f"{self.recipe.name}: {len(skipped):,} images cannot be decoded, others stand in for them: listed in "
+                f"{self.folder / FAULTS}; the first: {skipped[0]['key']} ({skipped[0]['reason']})",
+                once=True,
+            )
         self.sums = Sums(self.sums.names, self.sums.device)
         last = state.stage_epoch + 1 == self._length(stage)
         state.epoch += 1

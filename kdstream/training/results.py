@@ -207,6 +207,7 @@ class Results:
             "name": recipe.name,
             "fingerprint": self.identity.fingerprint,
             **({"altered": self.train.facts} if self.train.facts else {}),
+            **({"skipped": len(skipped)} if (skipped := self.setup.stream.skipped) else {}),
             **accuracy,
             "best_top1": state.best["top1"],
             "best_epoch": state.best["epoch"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ def set_up(
     rehearsal: bool = False,
     layout: torch.memory_format | None = None,
     between_chunks: Callable[[], None] | None = None,
+    skipped_file: Path | None = None,
 ) -> Setup:
     """Build everything. All processes must call it together: where a coding plan is wanted, they make it here.
 
@@ -95,6 +97,7 @@ def set_up(
         rehearsal: at no cost: without coded versions, plans and downloads.
         layout: memory format; None = the recipe's, or the one that suits the device.
         between_chunks: called now and then while a coding plan is made, by all processes together; may raise to stop.
+        skipped_file: where training samples are listed whose image cannot be decoded; None: anywhere.
 
     Raises:
         UserError: what cannot work.
@@ -115,9 +118,8 @@ def set_up(
         network_of_teacher, given = _answering_teacher(teacher, recipe, loss, train, accelerator, layout, compiled)
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": world, "device": device}
     place |= {"workers": 0 if rehearsal else recipe.workers, "given": given}
-    stream = Stream(
-        train, recipe.batch_size, recipe.seed, **{**place, **({"rank": 0, "world": 1} if rehearsal else {})}
-    )
+    own = {**place, **({"rank": 0, "world": 1} if rehearsal else {}), **_reading(recipe), "skipped_file": skipped_file}
+    stream = Stream(train, recipe.batch_size, recipe.seed, **own)
     stream = stream | chain
     eval_stream = Stream(val, recipe.eval_batch_size, train=False, **place) | evaluation_chain(recipe)
     if not rehearsal:
@@ -146,6 +148,11 @@ def set_up(
     deployed = loss.deploy(network)
     networks = {"student": deployed, **({"ema": averaged(deployed)} if recipe.ema else {}), **loss.peers()}
     return Setup(loss, stream, eval_stream, probe.to(device), larger_probe, distiller, networks, smallest, note)
+
+
+def _reading(recipe: Recipe) -> dict[str, Any]:
+    """How training samples are read, as the recipe wants it."""
+    return {"order": recipe.data.order or "shuffled", "on_error": recipe.data.on_error}
 
 
 def _answering_teacher(
@@ -275,7 +282,9 @@ def probes(
 
     def first(count: int, place: torch.device | str) -> Batch:
         count = min(count, len(train))
-        return next(iter(Stream(train, count, recipe.seed, rank=0, world=1, device=place, given=given) | chain))
+        alone: dict[str, Any] = {"rank": 0, "world": 1, "device": place, "given": given}
+        stream = Stream(train, count, recipe.seed, **alone, on_error=recipe.data.on_error) | chain
+        return next(iter(stream))
 
     return first(2, "cpu"), partial(first, 64, device)
 

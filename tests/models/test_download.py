@@ -279,17 +279,6 @@ def test_a_further_try_does_not_join_two_files(server):
     assert fetch(server.url("changes"), read, HASTY) == BODY
 
 
-def test_from_https_to_http_is_not_followed():
-    from urllib.request import Request
-
-    from kdstream.models.download import _Failed, _Redirections
-
-    asked = Request("https://host/a.pth")
-    with pytest.raises(_Failed, match="from https to http"):
-        _Redirections().redirect_request(asked, None, 302, "Found", {}, "http://host/a.pth")
-    assert _Redirections().redirect_request(asked, None, 302, "Found", {}, "https://other/a.pth") is not None
-
-
 def test_user_and_password_go_to_their_own_host_only(server):
     secret = "Basic " + base64.b64encode(b"me:pa@ss").decode()
     for name in ("good", "to-good", "to-another-host"):

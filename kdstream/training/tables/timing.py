@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from kdstream.addresses import is_url
 from kdstream.data.shards import has_split
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
@@ -27,9 +28,9 @@ LONGEST = 10.0
 
 def data_is_there(recipe: Recipe) -> bool:
     """Whether a recipe's shards can be read without making them first."""
-    path = Path(recipe.data.path)
+    path = recipe.data.path
     try:
-        return path.is_dir() and has_split(path, recipe.data.train)
+        return (is_url(path) or Path(path).is_dir()) and has_split(path, recipe.data.train)
     except (OSError, UserError):
         return False
 
