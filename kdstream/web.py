@@ -150,7 +150,7 @@ def _try(url: str, part: Path, patience: Patience, state: _State) -> None:
         length = _length(response)
         total = None if length is None else there + length
         if state.most is not None and total is not None and total > state.most:
-            raise Failed(f"the server announces {total} bytes, it should be {state.most}", passes=False)
+            raise Failed(f"the server announces {total} bytes, it should be {state.most}")
         if length is not None and length > shutil.disk_usage(part.parent).free:
             raise OSError(None, f"the file has {length:,} bytes, there is less room on the disk")
         state.told(there, total)
@@ -161,7 +161,7 @@ def _try(url: str, part: Path, patience: Patience, state: _State) -> None:
                 count += len(piece)
                 state.told(count, total)
                 if state.most is not None and count > state.most:
-                    raise Failed(f"the server sends more than the {state.most} bytes that it should be", passes=False)
+                    raise Failed(f"the server sends more than the {state.most} bytes that it should be")
                 if total is not None and count > total:
                     state.validator = None
                     raise Failed(f"the server sends more than the {total} bytes that it announces")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,16 +105,16 @@ class Listing:
         except OSError as error:
             raise UserError(f"cannot read shard {place}: {error.strerror or error}") from error
         try:
-            yield Kept(Path(place), descriptor)
+            yield Kept(place, descriptor)
         finally:
             os.close(descriptor)
 
     def _scan(self, shard: int) -> ScannedShard:
         with self._file(shard) as kept:
             try:
-                found = scan_shard(kept.path)
+                found = scan_shard(Path(kept.path))
             except UserError as error:
-                raise UserError(str(error).replace(str(kept.path), self.shard_names[shard])) from None
+                raise UserError(str(error).replace(kept.path, self.shard_names[shard])) from None
         if len(found.samples) >= 1 << IN_A_SHARD:
             raise UserError(f"shard {self.shard_names[shard]} has too many samples")
         return found
@@ -145,13 +146,20 @@ def open_listing(text: str) -> Listing:
                 f"no shards at {public(text)}" + (": name them, as in birds-{000..099}.tar" if is_web(text) else "")
             )
         return Listing(text, found)
+    if _about(text) > MOST_SHARDS:
+        raise UserError(f"{public(text)} names more than {MOST_SHARDS:,} shards")
     try:
-        shards = list(islice(braceexpand.braceexpand(text), MOST_SHARDS + 1))
+        shards = list(braceexpand.braceexpand(text))
     except ValueError as error:
         raise UserError(f"{public(text)} is no list of shards ({error}): write it as birds-{{000..099}}.tar") from None
-    if len(shards) > MOST_SHARDS:
-        raise UserError(f"{public(text)} names more than {MOST_SHARDS:,} shards")
     return Listing(text, shards if is_url(text) else [os.path.abspath(os.path.expanduser(one)) for one in shards])
+
+
+def _about(text: str) -> int:
+    """How many names the braces of a text stand for, or more: they are told before they are made."""
+    ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", text)]
+    choices = [inside.count(",") + 1 for inside in re.findall(r"\{([^{}]*)\}", text)]
+    return math.prod(ranges) * math.prod(choices)
 
 
 def open_to_go_through(place: str | Path) -> ShardSet | Listing:

@@ -39,8 +39,11 @@ class RemoteShardSet(ShardSet):
         ]
 
     def _read_bytes(self, shard: _Shard, start: int, length: int) -> bytes:
-        with self._cache.file(self._by_path[shard.path]) as kept:
-            return read_exactly(kept.descriptor, shard.path, start, length)
+        descriptor = self._cache.open(self._by_path[shard.path]).descriptor
+        try:
+            return read_exactly(descriptor, shard.path, start, length)
+        finally:
+            os.close(descriptor)
 
     def prefetch(self, shard: int) -> None:
         with self._cache.file(self._files[shard], wait=0):

@@ -66,7 +66,7 @@ class Remote:
 class Kept(NamedTuple):
     """A file of the cache, open for reading; it stays there as long as it is."""
 
-    path: Path
+    path: str
     descriptor: int
 
 
@@ -109,15 +109,35 @@ class RemoteCache:
             NoRoom: it is larger than the cache, or everything in it is in use.
             UserError: the cache's folder cannot be written to.
         """
-        kept = self._open(wanted, wait)
+        kept = self.open(wanted, wait)
         try:
             yield kept
         finally:
             os.close(kept.descriptor)
 
+    def open(self, wanted: Remote, wait: float = WAIT) -> Kept:
+        """The same without a block: it is removed once its descriptor has been closed, no sooner."""
+        path = self._path(wanted)
+        try:
+            found = self._there(path, wanted)
+            if found is None:
+                without: list[str] = []
+                with alone(Path(path).parent, lambda: None, without.append):
+                    found = self._there(path, wanted)  # another process has downloaded it meanwhile
+                    if found is None:
+                        for left in [] if without else Path(path).parent.glob("*.part"):  # by one that was killed
+                            left.unlink(missing_ok=True)
+                        found = self._download(Path(path), wanted, wait)
+        except OSError as error:
+            raise UserError(
+                f"cannot keep {public(wanted.address)} in {self.root} ({error.strerror or error}): "
+                f"set {PLACE} to a folder with room, or {SIZE} to less than is free"
+            ) from error
+        return Kept(path, found)
+
     def has(self, wanted: Remote) -> bool:
         """Whether it is there."""
-        return self._path(wanted).is_file()
+        return os.path.isfile(self._path(wanted))
 
     def capacity(self) -> int:
         """The most bytes that it may hold now."""
@@ -131,26 +151,10 @@ class RemoteCache:
 
     # --- one file
 
-    def _path(self, wanted: Remote) -> Path:
-        return self.root / wanted.key / "file"
+    def _path(self, wanted: Remote) -> str:
+        return f"{self.root}/{wanted.key}/file"
 
-    def _open(self, wanted: Remote, wait: float) -> Kept:
-        path = self._path(wanted)
-        try:
-            found = self._there(path, wanted)
-            if found is None:
-                with alone(path.parent, lambda: None, lambda why: None):
-                    found = self._there(path, wanted)  # another process has downloaded it meanwhile
-                    if found is None:
-                        found = self._download(path, wanted, wait)
-        except OSError as error:
-            raise UserError(
-                f"cannot keep {public(wanted.address)} in {self.root} ({error.strerror or error}): "
-                f"set {PLACE} to a folder with room, or {SIZE} to less than is free"
-            ) from error
-        return Kept(path, found)
-
-    def _there(self, path: Path, wanted: Remote) -> int | None:
+    def _there(self, path: str, wanted: Remote) -> int | None:
         """The open file, locked against removal; None where there is none, or one that is damaged, which goes."""
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -165,7 +169,7 @@ class RemoteCache:
                 return None
             good = self._is_good(descriptor, state, wanted)
             if not good:
-                path.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
                 return None
             if state.st_mtime_ns != CHECKED or time.time() - state.st_atime > FRESH:
                 with contextlib.suppress(OSError):

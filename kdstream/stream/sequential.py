@@ -70,10 +70,12 @@ class SequentialPlan(Plan):
             raise Unknown("how many batches an epoch has is known of sets with a dataset.json only: read to the end")
         return self.length
 
-    @property
-    def dropped(self) -> int:
-        """Samples that an epoch leaves out."""
-        return self.size - self.steps * self.batch_size
+    def notes(self) -> list[str]:
+        """What a user should know, a line each."""
+        if self.length is None:
+            return ["order=sequential: samples that fill no batch at the end of each epoch are left out, uncounted"]
+        left_out = self.size - self.length * self.batch_size
+        return [f"order=sequential: {left_out:,} of {self.size:,} samples, which fill no batch, miss each epoch"]
 
     def slice(self, rank: int) -> int:
         """Samples of a batch that a process gets."""
@@ -108,9 +110,9 @@ class SequentialPlan(Plan):
 
     def with_lanes(self) -> SequentialPlan:
         """The plan with the number of its lanes, and of its batches."""
-        possible = [one for one in LANES if one * self.world <= len(self.names)]
         if self.counts is None:
-            return replace(self, lanes=possible[0])
+            return replace(self, lanes=next((one for one in LANES if 8 * one * self.world <= len(self.names)), 1))
+        possible = [one for one in LANES if one * self.world <= len(self.names)]
         shuffled, held = self._shuffled(), dict(zip(self.names, self.counts, strict=True))
 
         def length(lanes: int) -> int:

@@ -154,10 +154,7 @@ class Stream:
     @property
     def notes(self) -> list[str]:
         """What a user should know of the order, a line each."""
-        left_out = self.plan.dropped if isinstance(self.plan, SequentialPlan) and self.plan.length else 0
-        if not left_out:
-            return []
-        return [f"order=sequential: {left_out:,} of {self.plan.size:,} samples, which fill no batch, miss each epoch"]
+        return self.plan.notes() if isinstance(self.plan, SequentialPlan) else []
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
