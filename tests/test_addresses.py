@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdstream.addresses import is_url, public, public_values
+from kdstream.addresses import is_url, joined, public, public_values
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,15 @@ def test_no_secret_is_shown_and_what_is_shown_stays(scheme, password, query):
 )
 def test_what_is_an_address(text, is_one):
     assert is_url(text) is is_one
+
+
+@pytest.mark.parametrize(
+    ("address", "below"),
+    [
+        ("https://me:pw@host/birds/?key=1", "https://me:pw@host/birds/a%20b%3F.tar?key=1"),
+        ("http://host", "http://host/a%20b%3F.tar"),
+        ("s3://bucket/birds/", "s3://bucket/birds/a b?.tar"),
+    ],
+)
+def test_what_lies_below_an_address(address, below):
+    assert joined(address, "a b?.tar") == below

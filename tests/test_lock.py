@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from kdstream.lock import LOCK, alone
+from kdstream.lock import LOCK, alone, held
 
 HOLDER = """
 import sys, time
@@ -133,3 +133,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), alone(tmp_path / "file" / "below", never, never):
         pass
+
+
+def test_whether_somebody_holds_it_can_be_asked(tmp_path):
+    assert not held(tmp_path)
+    with alone(tmp_path, never, never):
+        assert held(tmp_path)
+    (tmp_path / LOCK).touch()  # of a process that was killed
+    assert not held(tmp_path)
+    assert (tmp_path / LOCK).exists()

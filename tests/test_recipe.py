@@ -263,6 +263,22 @@ def test_a_new_token_is_no_other_training_but_another_students_weights_are():
     assert len({plain, *(of("https://host/a.pth", f"https://host/s.pth?id={i}") for i in range(2))}) == 3
 
 
+def test_data_behind_an_address_is_known_without_its_password_and_is_not_made():
+    places = ["https://me:secret@host/birds?token=secret", "https://host/birds"]
+    first, second = (recipe(data={"path": place}) for place in places)
+    assert first.fingerprint() == second.fingerprint()
+    assert "secret" not in first.to_yaml()
+    with pytest.raises(UserError, match=r"data: path is an address \(s3://bucket/birds\), and shards are made in a"):
+        recipe(data={"path": "s3://bucket/birds", "source": "digits"})
+    with pytest.raises(UserError, match="order: sequential reads the shards as they are"):
+        recipe(data={"path": "a", "order": "sequential", "label_noise": 0.1})
+    with pytest.raises(UserError, match="on_error is stop, skip, or skip"):
+        recipe(data={"path": "a", "on_error": "never"})
+    skipping = recipe(data={"path": "a", "on_error": "skip"})
+    assert skipping.fingerprint() == recipe(data={"path": "a"}).fingerprint()
+    assert skipping.fingerprint() != recipe(data={"path": "a", "order": "sequential"}).fingerprint()
+
+
 def test_settings_that_came_later_leave_fingerprints_as_they_were():
     base = {"data": {"path": "shards/digits"}, "student": "resnet8"}
     teacher = {"teacher": {"model": "resnet14", "train": {"epochs": 3}}, "assistants": ["resnet8"], "loss": {"kd": 1}}

@@ -24,6 +24,7 @@ import torch
 from kdstream.batch import Batch, Sample
 from kdstream.data.altered import Altered
 from kdstream.data.faults import Faults
+from kdstream.data.held_out import Part
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys, words
 from kdstream.stream.loader import Reader, sample_bytes
@@ -144,8 +145,8 @@ def sequential_plan(dataset: Any, batch_size: int, seed: int, world: int, group:
     Raises:
         UserError: fewer shards than processes, or too few samples for a batch; shards that are not read as they are.
     """
-    if isinstance(dataset, Altered):
-        raise UserError("order=sequential reads the shards as they are: leave out label_noise and imbalance")
+    if isinstance(dataset, Altered | Part):
+        raise UserError("order=sequential reads the shards as they are: leave out label_noise, imbalance and hold_out")
     names, counts = tuple(dataset.shard_names), dataset.counts()
     place = f"{dataset.name}/{dataset.split}"
     if len(names) < world:

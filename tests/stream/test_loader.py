@@ -7,14 +7,19 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tars import image_bytes, write_tar
 
 import kdstream as kd
+from kdstream.data.faults import Faults
 from kdstream.errors import UserError
 from kdstream.stream import loader
 from kdstream.stream.loader import ReaderLost
+from kdstream.stream.plan import Plan
+from kdstream.stream.stage import Chain
 from kdstream.stream.stream import Stream
 
 SHORT = r"/dev/shm.*docker run --shm-size.*workers=0"
@@ -157,3 +162,75 @@ def test_any_exception_of_a_stage_arrives(digits, workers):
         next(iter(failing(KeyError)))
     with pytest.raises(RuntimeError if workers else Local, match="on purpose"):
         next(iter(failing(Local)))
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """24 samples, each of its own class, in two tars; the images of 3, 4 and 17 are cut off."""
+    folder = tmp_path_factory.mktemp("broken") / "train"
+    for shard in range(2):
+        members = []
+        for number in range(12 * shard, 12 * shard + 12):
+            image = image_bytes(number)
+            members.append((f"{number:02d}.jpg", image[:60] if number in (3, 4, 17) else image))
+            members.append((f"{number:02d}.cls", str(number).encode()))
+        write_tar(folder / f"{shard}.tar", members)
+    return folder
+
+
+def seen(stream):
+    """Epoch by epoch, batch by batch: the samples' numbers, classes and random keys."""
+    return [[(b.index.tolist(), b.label.tolist(), b.rng_key.tolist()) for b in stream] for _ in range(2)]
+
+
+def test_others_stand_in_for_images_that_cannot_be_decoded_the_same_for_any_readers(broken, tmp_path):
+    file = tmp_path / "run" / "skipped.jsonl"
+
+    def skipping(**settings):
+        return Stream(broken, 8, 1, on_error="skip", skipped_file=file, **settings) | kd.decode()
+
+    one = skipping()
+    epochs = seen(one)
+    assert seen(skipping(workers=2)) == epochs
+    halves = [seen(skipping(rank=rank, world=2)) for rank in range(2)]
+    for epoch, *parts in zip(epochs, *halves, strict=True):
+        assert epoch == [tuple(a + b for a, b in zip(*slices, strict=True)) for slices in zip(*parts, strict=True)]
+    assert [one["index"] for one in sorted(one.skipped, key=lambda one: one["index"])] == [3, 4, 17]
+    assert {Path(each["shard"]).name for each in one.skipped} == {"0.tar", "1.tar"}
+    plain = Stream(broken, 8, 1)
+    for epoch in range(2):
+        for step, (index, label, _) in enumerate(epochs[epoch]):
+            wanted = plain.plan.batch(epoch, step).tolist()
+            assert index == label
+            assert not set(index) & {3, 4, 17}
+            kept = [(there, found) for there, found in zip(wanted, index, strict=True) if there not in (3, 4, 17)]
+            assert all(there == found for there, found in kept)
+    stand_ins = {
+        there: found
+        for epoch in range(2)
+        for step, (index, _, _) in enumerate(epochs[epoch])
+        for there, found in zip(plain.plan.batch(epoch, step).tolist(), index, strict=True)
+        if there in (3, 4, 17)
+    }
+    assert len(stand_ins) == 3  # and in both epochs the same ones
+
+
+def test_more_than_may_be_skipped_and_evaluation_stop(broken, tmp_path):
+    few = {"on_error": "skip(0.1)", "skipped_file": tmp_path / "skipped.jsonl"}
+    with pytest.raises(UserError, match=r"^3 of 24 samples cannot be decoded, more than on_error=skip\(0\.1\) allows"):
+        list(Stream(broken, 8, 1, workers=1, **few) | kd.decode())
+    with pytest.raises(UserError, match=r"^cannot decode sample '03'"):
+        list(Stream(broken, 8, train=False, **few) | kd.decode())
+    with pytest.raises(UserError, match=r"^cannot decode sample"):
+        list(Stream(broken, 8) | kd.decode())
+
+
+def test_a_stand_in_may_bear_the_number_of_the_sample_that_it_stands_in_for(broken, tmp_path):
+    """As coding plans, which have a place for every number, need it."""
+    plan = Plan(24, 24, shuffle=False)
+    faults = Faults(tmp_path / "skipped.jsonl", 1.0, 24)
+    reader = loader.Reader(kd.open_shards(broken), plan, Chain() | kd.decode(), 0, 1, faults, numbered=True)
+    batch = reader[0, 0]
+    assert batch.index.tolist() == list(range(24))
+    assert [number for number, label in enumerate(batch.label.tolist()) if label != number] == [3, 4, 17]
+    assert [one["index"] for one in faults.listed()] == [3, 4, 17]
