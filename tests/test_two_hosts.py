@@ -18,6 +18,7 @@ HOSTS = ("10.77.31.1", "10.77.31.2")
 
 HOST = """
 import json, os, sys
+from pathlib import Path
 import torch
 from kdstream.stream.decode import decode
 from kdstream.stream.augment import augment
