@@ -424,8 +424,8 @@ def _validation(path: str) -> str:
         if has_split(path, name):
             return name
     raise UserError(
-        f"{public(path)} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the training "
-        "split out, as data.hold_out=0.1"
+        f"{public(path)} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the "
+        "training split out, as data.hold_out=0.1"
     )
 
 
