@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
+from kdstream.stream.cache import CacheLoader, Where, decoded, loader_of
+from kdstream.stream.coding_plan import alone
 from kdstream.stream.language import parse_chain
-from kdstream.stream.loader import Loader, Reader, on_device
+from kdstream.stream.loader import Loader, on_device
 from kdstream.stream.plan import Plan
-from kdstream.stream.planning import with_plans
+from kdstream.stream.planning import shares, with_plans
 from kdstream.stream.stage import Chain
 
 
@@ -41,8 +43,15 @@ class Stream:
         workers: reader processes of this process; 0 = read in the main process.
         rank, world: of this process; default: torch.distributed's, or 0 of 1.
         device: where batches go and batch stages run.
+        cache: keep the decoded split in memory (:mod:`kdstream.stream.cache`), of the "host" or of the "device"; the
+            batches are the same. "auto": on a GPU or else on the host, where all images have one size, no stage before
+            the batch is your own or draws at random, and it takes at most a quarter of the memory that is free. "off":
+            read the shards in every epoch.
         given: what stages may ask for by name beside seed, dataset, num_classes, mean and std
             (``teacher``, ``teacher_mean``, ...); see :data:`kdstream.stream.stage.given`.
+
+    Attributes:
+        note: once it is opened, whether and where the split is kept, or why not.
 
     The order of samples and their augmentation depend on (data set, seed, epoch, step) only: not on ``world``, not on
     ``workers``, not on restarts.
@@ -59,6 +68,7 @@ class Stream:
         rank: int | None = None,
         world: int | None = None,
         device: torch.device | str = "cpu",
+        cache: Where = "auto",
         given: Mapping[str, Any] | None = None,
     ):
         self.dataset = shards if isinstance(shards, ShardSet) else open_shards(shards)
@@ -67,6 +77,10 @@ class Stream:
         self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
         self.world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
         self.workers, self.device, self.train = workers, torch.device(device), train
+        if cache not in get_args(Where):
+            raise UserError(f"cache is {cache!r}; it is one of {', '.join(get_args(Where))}")
+        self.cache: Where = cache
+        self.note = ""
         self.given = dict(given or {})
         self.chain = Chain()
         self.epoch = 0
@@ -75,7 +89,7 @@ class Stream:
         self._first = 0  # step at which the next pass begins
         self._latest: object = None  # the pass that began last: where it stands, the stream stands
         self._loaded = object()  # passes that began before a state was loaded move the stream no more
-        self._loader: Loader | None = None
+        self._loader: Loader | CacheLoader | None = None
         self._device_chain = Chain()
         smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
         if train and self.world > smallest:
@@ -115,12 +129,13 @@ class Stream:
         self._first, self._latest, self._loaded = self.step, None, object()
 
     def open(self, after_chunk: Callable[[], None] = lambda: None) -> None:
-        """Do what comes before the first batch, where all processes must be together: find or make coding plans. Find
-        out, too, whether there is enough shared memory for the readers.
+        """Do what comes before the first batch, where all processes must be together: decode the split that is to be
+        kept, find or make coding plans. Find out, too, whether there is enough shared memory for the readers.
 
         Args:
-            after_chunk: called by all processes each time that every one of them has made a chunk of a plan; what it
-                raises ends the making, and what is made stays for the next time.
+            after_chunk: called by all processes each time that every one of them has decoded a part of the split, or
+                made a chunk of a plan; what it raises ends the work, and what is made of a plan stays for the next
+                time.
         """
         self._open(after_chunk).check(self.epoch, self._route())
 
@@ -129,7 +144,7 @@ class Stream:
         loader = self._open()
         return on_device(self._timed(loader.batches(epoch, steps)), self._device_chain, self.device)
 
-    def _open(self, after_chunk: Callable[[], None] = lambda: None) -> Loader:
+    def _open(self, after_chunk: Callable[[], None] = lambda: None) -> Loader | CacheLoader:
         if self._loader is None:
             known = {
                 "seed": self.plan.seed,
@@ -139,12 +154,23 @@ class Stream:
                 "std": self.dataset.std,
                 **self.given,
             }
+            share = shares(self.world)
+            kept, self.note = decoded(
+                self.cache,
+                self.dataset,
+                self.chain.bind(known).split()[0],
+                workers=self.workers,
+                device=self.device,
+                rank=self.rank if share is not alone else 0,
+                share=share,
+                after_chunk=after_chunk,
+            )
             place: dict[str, Any] = {"rank": self.rank, "world": self.world}
             place |= {"workers": self.workers, "device": self.device}
-            chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
+            chain = with_plans(self.chain, known, self.dataset, **place, kept=kept, after_chunk=after_chunk)
             host, self._device_chain = chain.split()
-            self._loader = Loader(
-                Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device
+            self._loader = loader_of(
+                self.dataset, self.plan, host, kept, self.rank, self.world, self.workers, self.device
             )
         return self._loader
 

@@ -94,7 +94,8 @@ def set_up(
         accelerator: says where networks run, on how many processes.
         rehearsal: at no cost: without coded versions, plans and downloads.
         layout: memory format; None = the recipe's, or the one that suits the device.
-        between_chunks: called now and then while a coding plan is made, by all processes together; may raise to stop.
+        between_chunks: called now and then while a split is decoded or a coding plan is made, by all processes
+            together; may raise to stop.
 
     Raises:
         UserError: what cannot work.
@@ -115,6 +116,7 @@ def set_up(
         network_of_teacher, given = _answering_teacher(teacher, recipe, loss, train, accelerator, layout, compiled)
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": world, "device": device}
     place |= {"workers": 0 if rehearsal else recipe.workers, "given": given}
+    place["cache"] = "off" if rehearsal else recipe.cache
     stream = Stream(
         train, recipe.batch_size, recipe.seed, **{**place, **({"rank": 0, "world": 1} if rehearsal else {})}
     )
@@ -275,7 +277,8 @@ def probes(
 
     def first(count: int, place: torch.device | str) -> Batch:
         count = min(count, len(train))
-        return next(iter(Stream(train, count, recipe.seed, rank=0, world=1, device=place, given=given) | chain))
+        alone: dict[str, Any] = {"rank": 0, "world": 1, "device": place, "cache": "off", "given": given}
+        return next(iter(Stream(train, count, recipe.seed, **alone) | chain))
 
     return first(2, "cpu"), partial(first, 64, device)
 
