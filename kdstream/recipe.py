@@ -346,7 +346,7 @@ def _as_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
-FREE = ("name", "out", "workers", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs", "seeds")
+FREE = ("name", "out", "workers", "cache", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs", "seeds")
 """Settings of a recipe that decide nothing of what a single training gives."""
 
 
@@ -385,7 +385,11 @@ class Recipe(Part):
         seeds: each run is trained once for each of these seeds, with the one teacher (of ``seed``): a list, or a
             number: so many, from ``seed`` on. None = once, with ``seed``.
         out: folder for results; default runs/NAME.
-        workers: reader processes of each process.
+        workers: reader processes of each process; where a split is kept in memory they only decode it, once.
+        cache: where decoded splits are kept (:mod:`kdstream.stream.cache`): in memory of the "host", on the "device" of
+            the training, "off" = nowhere; an epoch is then a gather a batch, and gives the same batches. "auto" = for
+            images of one size, without stages of one's own or random boxes before ``augment``, on a GPU, else on the
+            host, where they take at most a quarter of the memory that is free; the processes of a host share it.
         eval_batch_size: in evaluation, of each process.
         checkpoint_seconds: time between checkpoints inside of an epoch; there is one after every epoch in any case.
         tensorboard: write event files.
@@ -421,6 +425,10 @@ class Recipe(Part):
     seeds: Annotated[int | list[int] | None, BeforeValidator(_seeds)] = None
     out: str | None = None
     workers: Annotated[Integer, Field(ge=0)] = 2
+    cache: Annotated[
+        Literal["auto", "off", "host", "device"],
+        BeforeValidator(lambda v: "off" if v is False else v),  # YAML reads `off` as False
+    ] = "auto"
     eval_batch_size: Positive = 256
     checkpoint_seconds: NotNegative = 60.0
     tensorboard: bool = True

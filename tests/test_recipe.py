@@ -174,6 +174,7 @@ UNDECIDING = {
     "name": "n",
     "out": "o",
     "workers": 7,
+    "cache": "off",
     "eval_batch_size": 3,
     "checkpoint_seconds": 9.0,
     "tensorboard": False,

@@ -51,7 +51,8 @@ def one_pass(
     count = min(limit or len(shards), len(shards))
     view = Chain() | decode if size is None else Chain() | decode | augment("eval", size)
     # The natural order where all images are read, which is the order of the disk.
-    stream = Stream(shards, batch_size, train=count < len(shards), workers=workers, device=device, rank=0, world=1)
+    alone: dict[str, Any] = {"workers": workers, "device": device, "cache": "off", "rank": 0, "world": 1}
+    stream = Stream(shards, batch_size, train=count < len(shards), **alone)
     for stage in (view, *stages):
         stream = stream | stage
     return _first(count, stream)

@@ -55,6 +55,7 @@ class ShardSet:
         fingerprint: hex hash of the split's contents.
         notes: what a user should know, a line each: what of a foreign set was left out, and how much.
         facts: how labels and samples differ from the shards' own, in plain values; see :mod:`kdstream.data.altered`.
+        decoded: what :mod:`kdstream.stream.cache` keeps of it in memory, for all streams of this instance.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ShardSet:
         self.labels.flags.writeable = False
         self.notes = list(notes)
         self.facts: dict[str, Any] = {}
+        self.decoded: dict[tuple[str, str], Any] = {}
         self._index = index
         self._source, self._reopen = source, reopen
         self._shards = [_Shard(str(path / name), made) for name, made in zip(index.shard_names, checksums, strict=True)]

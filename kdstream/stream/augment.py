@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
 from kdstream.registry import nearest
 from kdstream.rng import keys, uniform
+from kdstream.stream import kernels
 from kdstream.stream.normalize import to_unit
 from kdstream.stream.stage import Chain, Stage, batch_stage, stage
 
@@ -107,29 +109,39 @@ def _side(size: int) -> int:
 
 @batch_stage(random=True)
 def crop_flip(batches: Iterator[Batch], pad: int = 4, mode: str = "zeros", flip: bool = True) -> Iterator[Batch]:
-    """Pad, crop the original size at random, flip: one gather, whatever the type of the pixels."""
+    """Pad, crop the original size at random, flip: the same for an image and its versions.
+
+    On the processor by a loop (:mod:`kdstream.stream.kernels`), else by one gather, whatever the type of the pixels.
+    """
     for batch in batches:
-        height, width = batch.image.shape[-2:]
-        draws = uniform(keys(batch), 3, "crop_flip")
-        offset = (draws[:, :2] * (2 * pad + 1)).long() - pad
-        rows = offset[:, 0, None] + torch.arange(height, device=draws.device)
-        columns = offset[:, 1, None] + torch.arange(width, device=draws.device)
-        if flip:
-            columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
-        inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
-        rows, columns = _fold(rows, height), _fold(columns, width)
-        sample = torch.arange(len(rows), device=rows.device)[:, None, None, None]
-        channel = torch.arange(batch.image.shape[1], device=rows.device)[None, :, None, None]
+        view = partial(_cropped, keys(batch), pad, mode == "reflect", flip)
+        versions = batch.variants
+        if versions is not None:  # all of them at once, as if they were further channels
+            versions = view(versions.flatten(1, 2)).unflatten(1, versions.shape[1:3])
+        yield replace(batch, image=view(batch.image), variants=versions)
 
-        def view(
-            images: Tensor,
-            at: tuple[Tensor, ...] = (sample, channel, rows[:, None, :, None], columns[:, None, None, :]),
-            inside: Tensor = inside,
-        ) -> Tensor:
-            cut = images[at]
-            return cut if mode == "reflect" else cut * inside
 
-        yield batch.map_views(view)
+def _cropped(key: Tensor, pad: int, reflect: bool, flip: bool, images: Tensor) -> Tensor:
+    """Images [N,M,H,W] cropped and mirrored as their keys, int64 [N], say; M may be any number of planes."""
+    cut = kernels.crop_flip(images, key, "crop_flip", pad, reflect, flip)
+    return gathered(images, key, pad, reflect, flip) if cut is None else cut
+
+
+def gathered(images: Tensor, key: Tensor, pad: int, reflect: bool, flip: bool) -> Tensor:
+    """What :func:`kdstream.stream.kernels.crop_flip` gives, for any type and device, by one gather."""
+    height, width = images.shape[-2:]
+    draws = uniform(key, 3, "crop_flip")
+    offset = (draws[:, :2] * (2 * pad + 1)).long() - pad
+    rows = offset[:, 0, None] + torch.arange(height, device=draws.device)
+    columns = offset[:, 1, None] + torch.arange(width, device=draws.device)
+    if flip:
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
+    rows, columns = _fold(rows, height), _fold(columns, width)
+    sample = torch.arange(len(rows), device=rows.device)[:, None, None, None]
+    plane = torch.arange(images.shape[1], device=rows.device)[None, :, None, None]
+    cut = images[sample, plane, rows[:, None, :, None], columns[:, None, None, :]]
+    return cut if reflect else cut * inside
 
 
 def _fold(position: Tensor, length: int) -> Tensor:

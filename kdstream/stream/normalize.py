@@ -33,9 +33,10 @@ def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     Returns:
         float32 (or the float type of ``image``), same shape.
     """
-    image = to_unit(image)
-    scale = tuple(max(value, SMALLEST_STD) for value in std)
-    return (image - _channels(tuple(mean), image.dtype, image.device)) / _channels(scale, image.dtype, image.device)
+    unit = to_unit(image)
+    shift = _channels(tuple(mean), unit.dtype, unit.device)
+    scale = _channels(tuple(max(value, SMALLEST_STD) for value in std), unit.dtype, unit.device)
+    return (unit - shift if unit is image else unit.sub_(shift)).div_(scale)  # in memory of our own: twice as fast
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,9 +16,10 @@ from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import Unnamed, name_of, network_name
 from kdstream.stream.augment import central
+from kdstream.stream.cache import Decoded, loader_of
 from kdstream.stream.coded import hkl
 from kdstream.stream.coding_plan import CHUNK, PlanKey, alone, load_plan, make_plan
-from kdstream.stream.loader import Loader, Reader, on_device
+from kdstream.stream.loader import on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, Stage
 from kdstream.stream.teacher import teacher
@@ -34,6 +35,7 @@ def with_plans(
     workers: int = 0,
     device: torch.device | str = "cpu",
     faults: Faults | None = None,
+    kept: Decoded | None = None,
     after_chunk: Callable[[], None] = lambda: None,
 ) -> Chain:
     """The chain with what the stream knows and with the coding plans that its ``coded`` stages ask for.
@@ -46,6 +48,7 @@ def with_plans(
         dataset: the split.
         faults: where samples are listed that others stand in for.
         rank, world, workers, device: as for a :class:`~kdstream.stream.stream.Stream`.
+        kept: the split in memory, if it is.
         after_chunk: called by all processes after each has made a chunk of a plan; what it raises ends the making.
 
     Raises:
@@ -64,9 +67,9 @@ def with_plans(
             # Seed 0: what draws at random without saying so does not make a plan another one for every seed.
             layout = Plan(len(dataset), CHUNK, 0, shuffle=False)
             view = (unaugmented(stages, position) | teacher).bind(known)
-            choose = partial(_choices, view, dataset, layout, workers, torch.device(device), faults)
-            joined = world > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
-            place = (rank, world, partial(_share, world)) if joined else (0, 1, alone)
+            choose = partial(_choices, view, dataset, layout, kept, workers, torch.device(device), faults)
+            share = shares(world)
+            place = (0, 1, share) if share is alone else (rank, world, share)
             plan = make_plan(dataset, key, layout, choose, *place, after_chunk=after_chunk)
         stages[position] = replace(stage, settings={**stage.settings, "plan": plan})
     return Chain(tuple(stages))
@@ -147,6 +150,7 @@ def _choices(
     view: Chain,
     dataset: ShardSet,
     layout: Plan,
+    kept: Decoded | None,
     workers: int,
     device: torch.device,
     faults: Faults | None,
@@ -154,8 +158,15 @@ def _choices(
 ) -> Iterator[Batch]:
     """These chunks of the data set, each with the selector's choice for every sample."""
     host, rest = view.split()
-    loader = Loader(Reader(dataset, layout, host, 0, 1, faults, numbered=True), workers, device)
+    loader = loader_of(Reader(dataset, layout, host, 0, 1, faults, numbered=True), kept, workers, device)
     return on_device(loader.batches(0, chunks), rest, device)
+
+
+def shares(world: int) -> Callable[[Any], list[Any]]:
+    """What gives every one of ``world`` processes the values of all, by rank; for one alone, and where
+    torch.distributed is not up, :func:`~kdstream.stream.coding_plan.alone`."""
+    joined = world > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return partial(_share, world) if joined else alone
 
 
 def _share(world: int, value: Any) -> list[Any]:

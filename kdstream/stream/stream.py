@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,10 +20,12 @@ from kdstream.data.faults import Faults, allowed_share
 from kdstream.data.listing import Listing, open_to_go_through
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
+from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
+from kdstream.stream.coding_plan import alone
 from kdstream.stream.language import parse_chain
-from kdstream.stream.loader import Loader, Reader, on_device
+from kdstream.stream.loader import Loader, on_device
 from kdstream.stream.plan import Plan
-from kdstream.stream.planning import with_plans
+from kdstream.stream.planning import shares, with_plans
 from kdstream.stream.sequential import (
     SequentialPlan,
     SequentialReader,
@@ -56,6 +58,10 @@ class Stream:
         workers: reader processes of this process; 0 = read in the main process.
         rank, world: of this process; default: torch.distributed's, or 0 of 1.
         device: where batches go and batch stages run.
+        cache: keep the decoded split in memory (:mod:`kdstream.stream.cache`), of the "host" or of the "device"; the
+            batches are the same. "auto": on a GPU or else on the host, where all images have one size, no stage before
+            the batch is your own or draws at random, and it takes at most a quarter of the memory that is free. "off":
+            read the shards in every epoch.
         given: what stages may ask for by name beside seed, dataset, num_classes, mean and std
             (``teacher``, ``teacher_mean``, ...); see :data:`kdstream.stream.stage.given`.
         order: "shuffled": a permutation of all samples. "sequential": shard by shard, for sets that are larger than the
@@ -64,6 +70,9 @@ class Stream:
             this share of the samples, others stand in for them: the first readable one of an order that depends on the
             sample's number alone (order="sequential": the next one of its batch). Evaluation always stops.
         skipped_file: where skipped samples are listed, a JSON object a line; default: a temporary file.
+
+    Attributes:
+        note: once it is opened, whether and where the split is kept, or why not.
 
     The order of samples and their augmentation depend on (data set, seed, epoch, step) only: not on ``world``, not on
     ``workers``, not on restarts.
@@ -80,6 +89,7 @@ class Stream:
         rank: int | None = None,
         world: int | None = None,
         device: torch.device | str = "cpu",
+        cache: Where = "auto",
         given: Mapping[str, Any] | None = None,
         order: Literal["shuffled", "sequential"] = "shuffled",
         on_error: str = "stop",
@@ -108,6 +118,10 @@ class Stream:
             total = None if isinstance(self.dataset, Listing) else len(self.dataset)
             self.faults = Faults(Path(skipped_file or Path(tempfile.gettempdir()) / name), share, total)
         self.workers, self.device, self.train = workers, torch.device(device), train
+        if cache not in get_args(Where):
+            raise UserError(f"cache is {cache!r}; it is one of {', '.join(get_args(Where))}")
+        self.cache: Where = cache
+        self.note = ""
         self.given = dict(given or {})
         self.chain = Chain()
         self.epoch = 0
@@ -116,7 +130,7 @@ class Stream:
         self._first = 0  # step at which the next pass begins
         self._latest: object = None  # the pass that began last: where it stands, the stream stands
         self._loaded = object()  # passes that began before a state was loaded move the stream no more
-        self._loader: Loader | None = None
+        self._loader: Loader | CacheLoader | None = None
         self._device_chain = Chain()
         smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
         if train and self.world > smallest:
@@ -180,12 +194,13 @@ class Stream:
         self._first, self._latest, self._loaded = self.step, None, object()
 
     def open(self, after_chunk: Callable[[], None] = lambda: None) -> None:
-        """Do what comes before the first batch, where all processes must be together: find or make coding plans. Find
-        out, too, whether there is enough shared memory for the readers.
+        """Do what comes before the first batch, where all processes must be together: decode the split that is to be
+        kept, find or make coding plans. Find out, too, whether there is enough shared memory for the readers.
 
         Args:
-            after_chunk: called by all processes each time that every one of them has made a chunk of a plan; what it
-                raises ends the making, and what is made stays for the next time.
+            after_chunk: called by all processes each time that every one of them has decoded a part of the split, or
+                made a chunk of a plan; what it raises ends the work, and what is made of a plan stays for the next
+                time.
         """
         self._open(after_chunk).check(self.epoch, self._route())
 
@@ -197,21 +212,44 @@ class Stream:
             made = while_all_have(made, self.world)
         return on_device(self._timed(made), self._device_chain, self.device)
 
-    def _open(self, after_chunk: Callable[[], None] = lambda: None) -> Loader:
+    def _open(self, after_chunk: Callable[[], None] = lambda: None) -> Loader | CacheLoader:
         if self._loader is None:
             known = {"seed": self.plan.seed, "dataset": self.dataset}
             names = ("num_classes", "mean", "std")
             known |= {name: getattr(self.dataset, name) for name in names if hasattr(self.dataset, name)}
             known |= self.given
-            place: dict[str, Any] = {"rank": self.rank, "world": self.world, "faults": self.faults}
+            kept = self._kept(known, after_chunk)
+            place: dict[str, Any] = {"rank": self.rank, "world": self.world, "faults": self.faults, "kept": kept}
             place |= {"workers": self.workers, "device": self.device}
             if isinstance(self.dataset, Listing):
                 chain = without_plans(self.chain).bind(known)
             else:
                 chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
             host, self._device_chain = chain.split()
-            self._loader = Loader(self._reader(host), self.workers, self.device)
+            self._loader = loader_of(self._reader(host), kept, self.workers, self.device)
         return self._loader
+
+    def _kept(self, known: Mapping[str, Any], after_chunk: Callable[[], None]) -> Decoded | None:
+        """The split in memory, if it is to be there; ``note`` says why, or why not."""
+        for told, reason in (
+            (self.sequential, "order=sequential goes through the shards"),
+            (self.faults is not None, "on_error lets others stand in for samples"),
+        ):
+            if told:
+                self.note = not_kept(self.cache, reason)
+                return None
+        share = shares(self.world)
+        kept, self.note = decoded(
+            self.cache,
+            self.dataset,
+            self.chain.bind(known).split()[0],
+            workers=self.workers,
+            device=self.device,
+            rank=self.rank if share is not alone else 0,
+            share=share,
+            after_chunk=after_chunk,
+        )
+        return kept
 
     def _sequential(self, batch_size: int, seed: int, group: int = 1) -> Plan:
         return sequential_plan(self.dataset, batch_size, seed, self.world, group)

@@ -105,7 +105,8 @@ def _rehearse(
 
 def _try_evaluation(recipe: Recipe, val: ShardSet, accelerator: Accelerator, networks: list[Any]) -> None:
     """Two of the validation set's samples through every network that will be evaluated."""
-    stream = Stream(val, min(recipe.eval_batch_size, 64), train=False, rank=0, world=1, device=accelerator.device)
+    alone: dict[str, Any] = {"rank": 0, "world": 1, "device": accelerator.device, "cache": "off"}
+    stream = Stream(val, min(recipe.eval_batch_size, 64), train=False, **alone)
     batch = next(validation_batches(stream | evaluation_chain(recipe))).map_tensors(lambda tensor: tensor[:2])
     with torch.no_grad(), accelerator.autocast():
         for network in networks:

@@ -96,7 +96,8 @@ def set_up(
         accelerator: says where networks run, on how many processes.
         rehearsal: at no cost: without coded versions, plans and downloads.
         layout: memory format; None = the recipe's, or the one that suits the device.
-        between_chunks: called now and then while a coding plan is made, by all processes together; may raise to stop.
+        between_chunks: called now and then while a split is decoded or a coding plan is made, by all processes
+            together; may raise to stop.
         skipped_file: where training samples are listed whose image cannot be decoded; None: anywhere.
 
     Raises:
@@ -118,6 +119,7 @@ def set_up(
         network_of_teacher, given = _answering_teacher(teacher, recipe, loss, train, accelerator, layout, compiled)
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": world, "device": device}
     place |= {"workers": 0 if rehearsal else recipe.workers, "given": given}
+    place["cache"] = "off" if rehearsal else recipe.cache
     own = {**place, **({"rank": 0, "world": 1} if rehearsal else {}), **_reading(recipe), "skipped_file": skipped_file}
     stream = Stream(train, recipe.batch_size, recipe.seed, **own)
     stream = stream | chain
@@ -282,7 +284,7 @@ def probes(
 
     def first(count: int, place: torch.device | str) -> Batch:
         count = min(count, len(train))
-        alone: dict[str, Any] = {"rank": 0, "world": 1, "device": place, "given": given}
+        alone: dict[str, Any] = {"rank": 0, "world": 1, "device": place, "cache": "off", "given": given}
         stream = Stream(train, count, recipe.seed, **alone, on_error=recipe.data.on_error) | chain
         return next(iter(stream))
 

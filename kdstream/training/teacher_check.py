@@ -130,8 +130,10 @@ def _measure(
 
     given = {"mean": teacher.mean or val.mean, "std": teacher.std or val.std}
     place: dict[str, Any] = {"rank": accelerator.process_index, "world": accelerator.num_processes, "device": device}
-    stream = Stream(val, recipe.eval_batch_size, train=False, workers=recipe.workers, given=given, **place)
+    place |= {"workers": recipe.workers, "cache": recipe.cache}
+    stream = Stream(val, recipe.eval_batch_size, train=False, given=given, **place)
     stream = stream | evaluation_chain(recipe)
+    stream.open()
     network = teacher.network.to(device)
     classes = int(spec_of(network)["num_classes"])
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)

@@ -79,7 +79,7 @@ def test_a_script_ends_without_waiting_for_readers_that_wait_for_more(digits):
         "import sys\n"
         "from multiprocessing import process, synchronize\n"
         "from kdstream.stream.stream import Stream\n"
-        "stream = Stream(sys.argv[1] + '/train', 8, workers=2) | 'decode'\n"
+        "stream = Stream(sys.argv[1] + '/train', 8, workers=2, cache='off') | 'decode'\n"
         "batches = iter(stream)\n"
         "next(batches)\n"
         "def tell(owner, name, what):\n"
