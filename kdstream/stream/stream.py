@@ -23,7 +23,7 @@ from kdstream.errors import UserError
 from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
 from kdstream.stream.coding_plan import alone
 from kdstream.stream.language import parse_chain
-from kdstream.stream.loader import Loader, on_device
+from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.planning import shares, with_plans
 from kdstream.stream.sequential import (
