@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "benches/coded": "cli/test_bench.py runs it and reads what it says",
     "benches/jpeg": "cli/test_bench.py runs it and reads what it says",
     "benches/measure": "cli/test_bench.py runs it by a clock of its own",
+    "benches/plan": "cli/test_bench.py runs it and reads what it says",
     "benches/others": "cli/test_bench.py: each of its losses computes the number that kdstream's does",
     "benches/step": "cli/test_bench.py runs it and reads what it says",
     "benches/taps": "cli/test_bench.py runs it and reads what it says",

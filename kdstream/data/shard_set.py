@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdstream.data.checksums import (
     Checksum,
     FileState,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from kdstream.batch import Sample
 
 
+COUNTED = 1 << 22
+"""Labels that are counted together."""
 OPEN_FILES = 256
 """Shards that a split holds open per process, at most, and an eighth of what the system allows a process."""
 ONE_READ = 1 << 16
@@ -88,6 +92,42 @@ class ShardSet:
         """C."""
         return len(self.classes)
 
+    @property
+    def largest_label(self) -> int:
+        """-1 where there are no samples."""
+        return self._index.classes - 1
+
+    @property
+    def shard_names(self) -> list[str]:
+        """File names of the S shards."""
+        return self._index.shard_names
+
+    @property
+    def shard_numbers(self) -> np.ndarray:
+        """int32 [n], the shard of each sample."""
+        return self._index.shard
+
+    @property
+    def extensions(self) -> list[str]:
+        """Those that members have."""
+        return self._index.extensions
+
+    @property
+    def nbytes(self) -> int:
+        """Of all shards together."""
+        return int(self._index.shard_bytes.sum())
+
+    def members(self, index: int) -> list[str]:
+        """The extensions of a sample's members, without reading it."""
+        return [extension for extension, _, _ in self._index.members(self._number(index))]
+
+    def class_counts(self) -> np.ndarray:
+        """int64 [C], how many samples each class has; looks at all labels, a part at a time."""
+        counts = np.zeros(self.num_classes, np.int64)
+        for start in range(0, len(self), COUNTED):
+            counts += np.bincount(self.labels[start : start + COUNTED], minlength=self.num_classes)
+        return counts
+
     def number_classes(self, count: int) -> None:
         """Take the labels for numbers of ``count`` classes, of which not all need to occur.
 
@@ -101,9 +141,10 @@ class ShardSet:
                 f"{self.name} names its {self.num_classes} classes, so there are not {count}: a number of classes is "
                 "for labels that are numbers"
             )
-        largest = int(self.labels.max(initial=0))
-        if largest >= count:
-            raise UserError(f"{self.name}/{self.split} has a sample of class {largest}, so there are not {count}")
+        if self.largest_label >= count:
+            raise UserError(
+                f"{self.name}/{self.split} has a sample of class {self.largest_label}, so there are not {count}"
+            )
         self.classes = [str(number) for number in range(count)]
 
     def __len__(self) -> int:
@@ -131,7 +172,7 @@ class ShardSet:
             UserError: the shard is missing, shorter than the index says, or cannot be read.
         """
         i = self._number(index)
-        shard = self._shards[self._index.shard[i]]
+        shard = self._shards[self._index.shard_of(i)]
         members = self._index.members(i)
         sample: Sample = {"__key__": self._index.key(i), "__url__": shard.path}
         start = min(offset for _, offset, _ in members)
