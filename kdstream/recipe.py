@@ -65,7 +65,8 @@ class Data(Part):
     """Where the samples come from.
 
     Attributes:
-        path: data set folder (or foreign tar folder) under which the splits lie.
+        path: data set folder (or foreign tar folder) under which the splits lie; or a source, as
+            ``imagefolder:/data/birds``, whose shards are made once and kept in the cache folder.
         source: what ``kdstream shards`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
         mean, std: by channel, in [0,1], the latter above 0, that images are standardised with; None = the data set's
@@ -93,6 +94,11 @@ class Data(Part):
     imbalance: Imbalance | None = None
     hold_out: Annotated[Number, Field(gt=0, lt=1)] | None = None
     seed: Integer | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:

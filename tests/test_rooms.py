@@ -57,6 +57,7 @@ APART = {
     "objectives/test_relational": "compares sp, cc, vid, rkd, pkt, nst, kdsvd",
     "objectives/test_small_batches": "every objective with few classes and samples",
     "objectives/test_terms_of_logits": "compares the terms that read nothing but logits",
+    "stream/test_any_trainer": "a stream in Accelerate's and Lightning's hands",
     "test_every_objective": "every objective in a training",
     "test_golden": "every objective with values measured on its authors' code",
     "test_portable": "systems without fcntl",
