@@ -81,7 +81,8 @@ class Data(Part):
 
     Attributes:
         path: data set folder (or foreign tar folder) under which the splits lie; or the address that such a folder,
-            made by ``kdstream shards``, was copied to (https://, s3://, gs://, hf://).
+            made by ``kdstream shards``, was copied to (https://, s3://, gs://, hf://); or a source, as
+            ``imagefolder:/data/birds``, whose shards are made once and kept in the cache folder.
         source: what ``kdstream shards`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
         mean, std: by channel, in [0,1], the latter above 0, that images are standardised with; None = the data set's
@@ -129,6 +130,11 @@ class Data(Part):
                 "order: sequential reads the shards as they are: leave out label_noise, imbalance and hold_out"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:

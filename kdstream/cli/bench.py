@@ -24,6 +24,7 @@ NAMES = {
     "jpeg": "the JPEG round trip beside Pillow, simplejpeg, torchvision and kornia",
     "coded": "a training step with the coded teacher, online and with a plan, beside plain KD",
     "taps": "forward and backward passes with all taps beside none",
+    "plan": "plan and index of sets of up to a billion samples: time and memory",
     "step": "a training step of every objective beside a KD loop written by hand",
 }
 """The benches: name, which is also that of the file, and what each compares."""

@@ -25,6 +25,8 @@ EPILOG = """sources:
   imagefolder:DIR    DIR/CLASS/IMAGE, or DIR/train/CLASS/IMAGE with val/ and test/ beside it, or DIR/CLASS/train/IMAGE
   cifar10[:DIR]      CIFAR-10 through torchvision, from DIR, downloaded when absent
   cifar100[:DIR]     CIFAR-100, likewise
+  tars:DIR           shards that exist, of kdstream or others, to be cut anew; also tars:DIR/train-{000..099}.tar
+  hf:ORG/NAME        a data set of the Hugging Face hub, its parquet files or image folders; also hf:FOLDER
   csv:FILE           a table with the columns path, label and, if you like, split
   imagenet:DIR       ImageNet: train/ in class folders, val/ likewise or flat with the devkit or a list beside it
   cub200:DIR         CUB-200-2011, by its own lists
@@ -33,6 +35,7 @@ EPILOG = """sources:
 
 examples:
   kdstream shards imagefolder:/data/birds shards/birds
+  kdstream shards imagefolder:/data/photos shards/photos --resize 256 --hold-out 0.1
   kdstream shards --verify shards/birds
 """
 
@@ -55,6 +58,20 @@ def _parser() -> CommandParser:
         type=int,
         metavar="N",
         help="greater images count as unreadable (default: 178,956,970)",
+    )
+    parser.add_argument("--resize", type=int, metavar="SHORT", help="larger images get this shorter side, as JPEG")
+    parser.add_argument("--quality", type=int, metavar="Q", help="of the JPEGs of --resize (default: 95)")
+    parser.add_argument(
+        "--hold-out",
+        type=float,
+        metavar="SHARE",
+        help="make a split val of this share of each class of train, as 0.1, where the source has none",
+    )
+    parser.add_argument(
+        "--distributor",
+        choices=("processes", "ray"),
+        default="processes",
+        help="where shards are written: in processes here, or on the Ray cluster of RAY_ADDRESS",
     )
     parser.add_argument("--force", action="store_true", help="replace what make_shards made in DEST before")
     parser.add_argument("--verify", metavar="DEST", help="check the checksums of a data set folder, and nothing else")
@@ -97,6 +114,8 @@ def _sizes(part: SplitInfo) -> str:
 def _convert(options: argparse.Namespace, console: Console) -> None:
     from kdstream.convert.make_shards import make_shards, parse_size
 
+    if options.quality is not None and options.resize is None:
+        raise UserError("--quality is that of images that --resize makes smaller: say to which shorter side")
     result = make_shards(
         options.source,
         options.dest,
@@ -110,6 +129,10 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
         only=options.list,
         on_error=options.on_error,
         **({} if options.max_pixels is None else {"max_pixels": options.max_pixels}),
+        resize=options.resize,
+        **({} if options.quality is None else {"quality": options.quality}),
+        hold_out=options.hold_out,
+        distributor=options.distributor,
         force=options.force,
         console=console,
     )

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,11 @@ from filelock import FileLock, Timeout
 import kdstream
 from kdstream.addresses import is_url, public
 from kdstream.atomic import write_atomic
+from kdstream.convert.hold_out import hold_out as held_out
+from kdstream.convert.on_ray import run_on_ray
 from kdstream.convert.open_source import open_source
+from kdstream.convert.reading_cost import MEASURED, cost_of, is_large
+from kdstream.convert.smaller import QUALITY, Smaller
 from kdstream.convert.split import Source, Split
 from kdstream.convert.writer import ShardRecord, unreadable, write_shard
 from kdstream.data.dataset_info import (
@@ -90,7 +95,7 @@ class Conversion:
 
 
 def make_shards(
-    source: str,
+    source: str | Source,
     dest: str | os.PathLike[str],
     *,
     splits: Sequence[str] | None = None,
@@ -103,6 +108,10 @@ def make_shards(
     only: str | os.PathLike[str] | None = None,
     on_error: str = "stop",
     max_pixels: int = MAX_PIXELS,
+    resize: int | None = None,
+    quality: int = QUALITY,
+    hold_out: float | None = None,
+    distributor: str = "processes",
     force: bool = False,
     console: Console | None = None,
 ) -> Conversion:
@@ -113,7 +122,7 @@ def make_shards(
     folder counts as a data set once dataset.json is there, which is written last.
 
     Args:
-        source: see :func:`~kdstream.convert.open_source.open_source`.
+        source: see :func:`~kdstream.convert.open_source.open_source`; or what that gives.
         dest: the data set folder; new, empty, or left by the same call when that was interrupted.
         splits: these splits only; for a source without splits, one name instead of "train".
         shard_size: bytes of a shard, about. Default: 100 MB, and up to 8 shards of at least 1,000 images.
@@ -126,24 +135,34 @@ def make_shards(
             split ``train``, these images alone.
         on_error: "stop" at an image that cannot be decoded, or "skip" it and note it in dataset.json.
         max_pixels: images of more count as unreadable.
+        resize: images whose shorter side has more pixels are made smaller, to a shorter side of so many, and stored as
+            JPEG; see :class:`~kdstream.convert.smaller.Smaller`. The others keep their bytes.
+        quality: of that JPEG, 1 to 100.
+        hold_out: share of each class of "train" that becomes the split "val"; see
+            :func:`~kdstream.convert.hold_out.hold_out`.
+        distributor: "processes" of this machine, or "ray"; see :func:`~kdstream.convert.on_ray.run_on_ray`.
         force: replace what stands in ``dest``, if it was made by this function.
         console: where a progress bar is shown; None: nowhere.
 
     Raises:
         UserError: bad arguments or source; ``dest`` holds something else; an image cannot be decoded; disk full.
     """
-    _check_arguments(shard_size, shard_count, processes, limit, per_class, max_pixels, on_error)
+    _check_arguments(shard_size, shard_count, processes, limit, per_class, max_pixels, on_error, distributor)
     if is_url(dest):
         raise UserError(f"{public(dest)} is an address, shards are made in a folder: name one, then copy all its files")
+    smaller = None if resize is None else Smaller(resize, quality)
+    named = source if isinstance(source, str) else source.name
     folder = Path(os.path.abspath(os.path.expanduser(os.fspath(dest))))
     try:
         _check_folder(folder, force)
-        with console.status(f"reading {source}") if console is not None else contextlib.nullcontext():
-            opened = open_source(source, splits)
+        with console.status(f"reading {named}") if console is not None else contextlib.nullcontext():
+            opened = open_source(source, splits) if isinstance(source, str) else source
+            if hold_out is not None:
+                opened = held_out(opened, hold_out, seed)
             if opened.root is not None and folder.is_relative_to(opened.root):
                 raise UserError(f"{folder} lies inside the source {opened.root}: name a folder outside of it")
             if (per_class is not None or only is not None) and TRAIN not in opened.splits:
-                raise UserError(f"images are chosen from the split 'train', {source} has {', '.join(opened.splits)}")
+                raise UserError(f"images are chosen from the split 'train', {named} has {', '.join(opened.splits)}")
             jobs = {
                 name: _Job.plan(
                     name,
@@ -157,12 +176,14 @@ def make_shards(
                 for name, split in opened.splits.items()
             }
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {error.filename or named}: {error.strerror or error}") from error
     if on_error == "stop":
         _check_readable(jobs)
     plan = _plan_record(opened, jobs, seed, limit)
     listed = None if only is None else hashlib.sha256(Path(only).read_bytes()).hexdigest()
     plan |= {key: value for key, value in (("per_class", per_class), ("only", listed)) if value is not None}
+    sizes = {} if smaller is None else {"resize": smaller.short, "quality": smaller.quality}
+    plan |= sizes
     options = {
         "splits": list(jobs),
         "shard_size": shard_size,
@@ -173,7 +194,11 @@ def make_shards(
         **({} if only is None else {"only": os.path.basename(only)}),
         "on_error": on_error,
         "max_pixels": max_pixels,
+        **sizes,
+        **({} if hold_out is None else {"hold_out": hold_out}),
     }
+    write = partial(write_shard, skip_errors=on_error == "skip", max_pixels=max_pixels, smaller=smaller)
+    advice: list[str] = []
     try:
         (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -184,12 +209,12 @@ def make_shards(
             else:
                 _prepare(folder, plan, force)
                 begin, started = time.monotonic(), time.time_ns()
-                kept, converted = _write_all(folder, jobs, processes, on_error == "skip", max_pixels, console)
+                kept, converted = _write_all(folder, jobs, processes, distributor, write, console)
                 seconds = time.monotonic() - begin
                 info = DatasetInfo(
                     schema=SCHEMA,
                     classes=opened.classes,
-                    splits={name: _finish_split(folder, job) for name, job in jobs.items()},
+                    splits={name: _finish_split(folder, job, advice) for name, job in jobs.items()},
                     source=opened.name,
                     made={"by": f"kdstream {kdstream.__version__}", "options": options},
                 )
@@ -201,7 +226,7 @@ def make_shards(
         raise UserError(
             f"cannot write to {folder}: {error.strerror or error}{where}; mend that, then the same command continues"
         ) from error
-    return Conversion(folder, info, converted, kept, seconds, opened.notes + _adjusted_notes(info))
+    return Conversion(folder, info, converted, kept, seconds, opened.notes + _adjusted_notes(info) + advice)
 
 
 def parse_size(text: str) -> int:
@@ -342,6 +367,12 @@ def _adjusted_notes(info: DatasetInfo) -> list[str]:
         said = [f"{split.adjusted[what]:,} {text}" for what, text in _ADJUSTED.items() if what in split.adjusted]
         if said:
             notes.append(f"of the images in {name}, {'; '.join(said)}; the files are stored as they are")
+        if count := split.adjusted.get("resized"):
+            how = info.made["options"]
+            notes.append(
+                f"{count:,} of {split.count:,} images in {name} were made smaller, to a shorter side of "
+                f"{how['resize']:,} pixels, as JPEG of quality {how['quality']}"
+            )
     return notes
 
 
@@ -367,7 +398,7 @@ def _stored_plan(folder: Path) -> dict[str, Any] | None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    for name in ("schema", "source", "splits", "seed", "limit", "per_class", "only", "shards"):
+    for name in ("schema", "source", "splits", "seed", "limit", "per_class", "only", "resize", "quality", "shards"):
         if old.get(name) != new.get(name):
             return f"by another command ({name} {_plain(old.get(name))}, now {_plain(new.get(name))})"
     return "from other images: the source has changed since"
@@ -388,6 +419,7 @@ def _check_arguments(
     per_class: int | None,
     max_pixels: int,
     on_error: str,
+    distributor: str,
 ) -> None:
     if shard_size is not None and shard_count is not None:
         raise UserError("give a shard size or a shard count, not both")
@@ -403,6 +435,10 @@ def _check_arguments(
             raise UserError(f"the {what} must be at least 1, not {value}")
     if on_error not in ("stop", "skip"):
         raise UserError(f"on_error is 'stop' or 'skip', not {on_error!r}")
+    if distributor not in ("processes", "ray"):
+        raise UserError(f"distributor is 'processes' or 'ray', not {distributor!r}")
+    if distributor == "ray" and processes is not None:
+        raise UserError("a Ray cluster says itself how many processes it has: leave the number of processes out")
 
 
 def _check_folder(folder: Path, force: bool) -> None:
@@ -511,12 +547,16 @@ class _Task:
     record_path: Path
 
 
+_Write = Callable[..., ShardRecord]
+"""(images, path, record path, tick=...) -> writes one shard: write_shard, told what else it needs to know."""
+
+
 def _write_all(
     folder: Path,
     jobs: dict[str, _Job],
     processes: int | None,
-    skip_errors: bool,
-    max_pixels: int,
+    distributor: str,
+    write: partial[ShardRecord],
     console: Console | None,
 ) -> tuple[int, int]:
     """Write what is missing. Returns (shards that were there, images of the shards that were not)."""
@@ -526,7 +566,7 @@ def _write_all(
     for number, job in enumerate(jobs.values()):
         for k in range(job.shards):
             path, record_path = folder / job.shard_name(k), folder / WORK_FOLDER / job.record_name(k)
-            if _is_finished(path, record_path, skip_errors, max_pixels):
+            if _is_finished(path, record_path, write.keywords["skip_errors"], write.keywords["max_pixels"]):
                 kept += 1
                 present[number] += len(job.numbers(k))
             else:
@@ -534,14 +574,15 @@ def _write_all(
     if processes is None:
         few = sum(len(task.images) for task in tasks) < 4000  # done before a second process has started
         processes = 1 if few else _cores()
+    mark = folder / WORK_FOLDER / PLAN_FILE
     if console is None:
-        _run(tasks, len(jobs), processes, skip_errors, max_pixels, lambda counts: None)
+        _run(tasks, len(jobs), processes, distributor, write, mark, lambda counts: None)
     else:
         from kdstream.bars import conversion_progress
 
         totals = {name: len(job.order) for name, job in jobs.items()}
         with conversion_progress(console, totals, present) as (start, update):
-            _run(tasks, len(jobs), processes, skip_errors, max_pixels, update, start)
+            _run(tasks, len(jobs), processes, distributor, write, mark, update, start)
     return kept, sum(len(task.images) for task in tasks)
 
 
@@ -570,12 +611,19 @@ def _run(
     tasks: Sequence[_Task],
     splits: int,
     processes: int,
-    skip_errors: bool,
-    max_pixels: int,
+    distributor: str,
+    write: _Write,
+    mark: Path,
     update: Callable[[Sequence[int]], None],
     start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the shards, here or in processes. ``update`` is given the images done of each split, now and then."""
+    """Write the shards, here, in processes or on a cluster. ``update`` is given the images done of each split, now and
+    then."""
+    if distributor == "ray":
+        start()
+        if tasks:
+            run_on_ray(tasks, splits, write, mark, update)
+        return
     if processes == 1 or len(tasks) < 2:
         start()
         counts = [0] * splits
@@ -586,7 +634,7 @@ def _run(
                 if sum(counts) % 64 == 0:
                     update(counts)
 
-            write_shard(task.images, task.path, task.record_path, skip_errors, tick, max_pixels)
+            write(task.images, task.path, task.record_path, tick=tick)
         update(counts)
         return
     # Forked workers inherit the lists of files and need no import of the caller's script.
@@ -594,9 +642,7 @@ def _run(
     context: Any = multiprocessing.get_context(method)
     counts, turn, errors = context.Array("q", splits), context.Value("q", 0), context.SimpleQueue()
     workers = [
-        context.Process(
-            target=_work, args=(tasks, turn, counts, errors, skip_errors, max_pixels, os.getpid()), daemon=True
-        )
+        context.Process(target=_work, args=(tasks, turn, counts, errors, write, os.getpid()), daemon=True)
         for _ in range(min(processes, len(tasks)))
     ]
     try:
@@ -643,9 +689,7 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(
-    tasks: Sequence[_Task], turn: Any, counts: Any, errors: Any, skip_errors: bool, max_pixels: int, parent: int
-) -> None:
+def _work(tasks: Sequence[_Task], turn: Any, counts: Any, errors: Any, write: _Write, parent: int) -> None:
     """A worker: takes the next shard until there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -665,7 +709,7 @@ def _work(
                 counts.get_obj()[split] += 1
 
         try:
-            write_shard(task.images, task.path, task.record_path, skip_errors, tick, max_pixels)
+            write(task.images, task.path, task.record_path, tick=tick)
         except (UserError, OSError, MemoryError) as error:
             errors.put(str(error) or type(error).__name__)
             raise SystemExit(1) from None
@@ -681,8 +725,9 @@ def _die_with(parent: int) -> None:
 # ---- the end
 
 
-def _finish_split(folder: Path, job: _Job) -> SplitInfo:
-    """Write the split's index; returns its part of dataset.json."""
+def _finish_split(folder: Path, job: _Job, advice: list[str]) -> SplitInfo:
+    """Write the split's index; returns its part of dataset.json. ``advice`` gets what training from it will cost, where
+    that is much."""
     builder, stats = IndexBuilder(), ImageStats()
     shards: list[ShardInfo] = []
     skipped: list[SkippedInfo] = []
@@ -698,6 +743,8 @@ def _finish_split(folder: Path, job: _Job) -> SplitInfo:
         raise UserError(f"none of the images of split {job.name!r} could be read, e.g. {skipped[0].file}")
     mean, std = stats.mean_std()
     mark = fingerprint(shards)
+    if is_large(stats):
+        advice += cost_of(job.name, job.images, job.order[:MEASURED], stats)
     builder.finish(mark).save(folder / f"{job.name}.index.npz")
     return SplitInfo(
         count=stats.count,

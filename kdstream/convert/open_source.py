@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from kdstream.convert.from_dataset import from_datasets, is_dataset
 from kdstream.convert.split import Source
 from kdstream.errors import UserError
 from kdstream.registry import Registry, nearest
@@ -17,6 +20,8 @@ SOURCES = Registry(
         "imagefolder": "kdstream.convert.sources.image_folders:imagefolder",
         "cifar10": "kdstream.convert.sources.cifar:cifar10",
         "cifar100": "kdstream.convert.sources.cifar:cifar100",
+        "tars": "kdstream.convert.sources.tars:tars",
+        "hf": "kdstream.convert.sources.hugging_face:hugging_face",
         "csv": "kdstream.convert.sources.image_table:csv_table",
         "imagenet": "kdstream.convert.sources.imagenet:imagenet",
         "cub200": "kdstream.convert.sources.cub200:cub200",
@@ -29,6 +34,7 @@ SOURCES = Registry(
 """kdstream's own sources: name -> function (place, splits) -> :class:`Source`."""
 # A module of one's own has a dot in its name, or the place follows its function: `cvs:labels` is a misspelt csv:FILE.
 _OWN = re.compile(r"(?P<path>(\w+\.)+\w+:\w+|\w+:\w+(?=:))(?P<colon>:)?(?P<place>.*)?", re.ASCII | re.S)
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def open_source(text: str, splits: Sequence[str] | None = None) -> Source:
@@ -37,7 +43,8 @@ def open_source(text: str, splits: Sequence[str] | None = None) -> Source:
     Args:
         text: a name of :data:`SOURCES`, and what it reads: ``digits``, ``imagefolder:DIR``, ``csv:FILE``,
             ``cifar10[:DIR]``, ``imagenet:DIR``, ...; or
-            ``my_pkg.mine:birds[:PLACE]``, a function (place, splits) -> :class:`Source` of your own.
+            ``my_pkg.mine:birds[:PLACE]``, a function of your own, or a class, that takes nothing, the place, or place
+            and splits, and gives a :class:`Source`, a torch data set of (image, label), or several, by split.
         splits: these splits only. For a source without splits of its own, one name that it gets instead of "train".
 
     Raises:
@@ -52,9 +59,9 @@ def open_source(text: str, splits: Sequence[str] | None = None) -> Source:
         raise UserError(f"unknown source {text!r}: {hint}")
     if colon and not place:
         raise UserError(f"source {text!r}: nothing follows the colon")
-    source = SOURCES.find(kind)(place, splits)
-    if not isinstance(source, Source):
-        raise UserError(f"source {text!r}: {kind} gave {type(source).__name__}, not a kdstream.Source")
+    source = (
+        SOURCES.find(kind)(place, splits) if kind in SOURCES else _own_source(text, SOURCES.find(kind), place, splits)
+    )
     unknown = [name for name in splits or () if name not in source.splits]
     if unknown:
         raise UserError(f"source {text!r} has no split {unknown[0]!r}: found {', '.join(source.splits)}")
@@ -65,3 +72,30 @@ def open_source(text: str, splits: Sequence[str] | None = None) -> Source:
         chosen = {name: source.splits[name] for name in source.splits if name in splits}
         source = Source(source.name, source.classes, chosen, source.notes, source.root)
     return source
+
+
+def is_source(text: str) -> bool:
+    """Whether a text names a source, and not a folder or an address."""
+    if "://" in text or os.path.exists(text):
+        return False
+    return text.partition(":")[0] in SOURCES or _OWN.fullmatch(text) is not None
+
+
+def _own_source(text: str, function: Callable[..., Any], place: str, splits: Sequence[str] | None) -> Source:
+    """What a function of the user's gives, as a source."""
+    if inspect.isclass(function):
+        given: tuple[Any, ...] = (place,) if place else ()
+    else:
+        takes = [p for p in inspect.signature(function).parameters.values() if p.kind in _POSITIONAL]
+        given = (place, splits)[: len(takes)]
+        if place and not takes:
+            raise UserError(f"source {text!r}: the function takes no place, so nothing may follow its name")
+    found = function(*given)
+    if isinstance(found, Source):
+        return found
+    datasets = found if isinstance(found, dict) else {(splits or ["train"])[0]: found}
+    if not datasets or not all(is_dataset(one) for one in datasets.values()):
+        raise UserError(
+            f"source {text!r} gave {type(found).__name__}, not a kdstream.Source or a data set of (image, label)"
+        )
+    return from_datasets(text, {str(name): one for name, one in datasets.items()})

@@ -7,13 +7,13 @@ import errno
 import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from kdstream.atomic import sync_folder, write_atomic
+from kdstream.convert.smaller import Smaller
 from kdstream.convert.split import Item, Split
 from kdstream.data.image_file import EXTENSIONS, MAX_PIXELS, ImageRefused, open_image
 from kdstream.data.image_stats import ImageStats
@@ -64,6 +64,7 @@ def write_shard(
     skip_errors: bool = False,
     tick: Callable[[], None] = lambda: None,
     max_pixels: int = MAX_PIXELS,
+    smaller: Smaller | None = None,
 ) -> ShardRecord:
     """Write ``images`` as the shard ``path`` and what is in it as ``record_path``.
 
@@ -74,6 +75,7 @@ def write_shard(
         skip_errors: leave out images that cannot be decoded, and note them, instead of raising.
         tick: called after each image.
         max_pixels: greater images count as unreadable.
+        smaller: what makes large images smaller.
 
     Raises:
         UserError: an image cannot be decoded; the shard cannot be written (disk full, no permission).
@@ -81,19 +83,20 @@ def write_shard(
     record = ShardRecord(path.name)
     temporary = record_path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            tar = _TarWriter(file)
+        with open(temporary, "wb", buffering=1 << 20) as file, _Written(file) as written:
+            tar = _Shard(written)
             for i in range(len(images)):
-                item = _read(images, i, record, skip_errors, max_pixels)
+                item = _read(images, i, record, skip_errors, max_pixels, smaller)
                 if item is not None:
                     # Neighbours with one key are one sample to every reader of WebDataset.
                     members = [
-                        (item.extension, *tar.add(f"{item.key}.{item.extension}", item.data)),
-                        ("cls", *tar.add(f"{item.key}.cls", b"%d" % item.label)),
+                        (item.extension, *tar.add(item.key, item.extension, item.data)),
+                        ("cls", *tar.add(item.key, "cls", b"%d" % item.label)),
                     ]
                     record.samples.append((item.key, item.label, members))
                 tick()
-            record.bytes, record.sha256 = tar.finish()
+            tar.finish()
+            record.bytes, record.sha256 = written.size, written.sha256
             file.flush()
             os.fsync(file.fileno())
         record.save(record_path)
@@ -114,12 +117,18 @@ def unreadable(file: str, reason: str) -> UserError:
     return UserError(f"cannot read image {file}: {reason}; mend or remove it, or leave such files out: --on-error skip")
 
 
-def _read(images: Split, i: int, record: ShardRecord, skip_errors: bool, max_pixels: int) -> Item | None:
+def _read(
+    images: Split, i: int, record: ShardRecord, skip_errors: bool, max_pixels: int, smaller: Smaller | None
+) -> Item | None:
     """Image i, counted in the record; None when it is unreadable and may be left out."""
     try:
         item = images[i]
         if i in images.refused:
             raise ImageRefused(images.refused[i])
+        made = None if smaller is None else smaller(item.data, max_pixels)
+        if made is not None:
+            item = item._replace(data=made, extension="jpg")
+            record.stats.add_adjusted("resized")
         with open_image(item.data, max_pixels) as image:
             record.stats.add(image)
         name = EXTENSIONS[image.format or ""]
@@ -159,27 +168,48 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-class _TarWriter:
-    """Members of a tar, without times, owners or anything else that changes from one run to the next."""
+class _Written:
+    """A file that is written to once, front to back, with the checksum of what was."""
 
     def __init__(self, file: IO[bytes]):
-        self._file, self._digest, self._position = file, hashlib.sha256(), 0
+        self._file: IO[bytes] | None = file
+        self._digest, self.size = hashlib.sha256(), 0
 
-    def _write(self, data: bytes) -> None:
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file = None  # a tar that was given up writes its end when it is collected
+
+    def write(self, data: bytes) -> int:
+        if self._file is None:
+            return len(data)
         self._file.write(data)
         self._digest.update(data)
-        self._position += len(data)
+        self.size += len(data)
+        return len(data)
 
-    def add(self, name: str, data: bytes) -> tuple[int, int]:
-        """Append a member; returns (offset of its bytes, size)."""
-        header = tarfile.TarInfo(name)
-        header.size, header.mode = len(data), 0o644
-        self._write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
-        offset = self._position
-        self._write(data + bytes(-len(data) % BLOCK))
-        return offset, len(data)
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
-    def finish(self) -> tuple[int, str]:
-        """Append the end mark; returns (size, SHA-256) of the whole file."""
-        self._write(bytes(2 * BLOCK))
-        return self._position, self._digest.hexdigest()
+
+class _Shard:
+    """webdataset's TarWriter, told to write no times, owners or anything else that changes from one run to the next,
+    and asked where it put the members."""
+
+    def __init__(self, file: _Written):
+        from webdataset.writer import TarWriter  # loads torch, and only who writes needs it
+
+        self._tar = TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0)
+
+    def add(self, key: str, extension: str, data: bytes) -> tuple[int, int]:
+        """Append a member; returns (offset of its bytes, size). One at a time: of several it sorts the extensions."""
+        self._tar.write({"__key__": key, extension: data})
+        self._tar.tarstream.members.clear()  # which it would keep to the end, half a kilobyte each
+        padded = -(-len(data) // BLOCK) * BLOCK
+        return self._tar.tarstream.offset - padded, len(data)
+
+    def finish(self) -> None:
+        """Append the end mark, and zeros up to whole records of 20 blocks, as tar does."""
+        self._tar.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,12 @@ def noisy(labels: np.ndarray, rate: float, classes: int, seed: int) -> np.ndarra
     Returns:
         int64 [n], a new array.
     """
-    replace, drawn = _draws(len(labels), seed, "label_noise")
-    return np.where(replace < rate, np.minimum((drawn * classes).astype(np.int64), classes - 1), labels)
+    changed = np.array(labels)
+    for part in _parts(len(labels)):
+        replace, drawn = _draws(part, seed, "label_noise")
+        other = np.minimum((drawn * classes).astype(np.int64), classes - 1)
+        changed[part] = np.where(replace < rate, other, changed[part])
+    return changed
 
 
 def kept(labels: np.ndarray, sizes: Sequence[int], seed: int) -> np.ndarray:
@@ -87,21 +91,36 @@ def kept(labels: np.ndarray, sizes: Sequence[int], seed: int) -> np.ndarray:
     Returns:
         int64 [sum of sizes], rising.
     """
-    order, _ = _draws(len(labels), seed, "imbalance")
-    chosen = [
-        own[np.argsort(order[own], kind="stable")[:size]]
-        for own, size in ((np.flatnonzero(labels == number), size) for number, size in enumerate(sizes))
-    ]
-    return np.sort(np.concatenate(chosen))
+    best = [(np.zeros(0), np.zeros(0, np.int64)) for _ in sizes]  # of each class so far: the least draws, the numbers
+    for part in _parts(len(labels)):
+        order, _ = _draws(part, seed, "imbalance")
+        here = np.asarray(labels[part])
+        by_class = np.argsort(here, kind="stable")
+        bounds = np.searchsorted(here[by_class], np.arange(len(sizes) + 1))
+        for number, size in enumerate(sizes):
+            own = by_class[bounds[number] : bounds[number + 1]]
+            draws = np.concatenate([best[number][0], order[own]])
+            numbers = np.concatenate([best[number][1], own + part.start])
+            least = np.argsort(draws, kind="stable")[:size]
+            best[number] = draws[least], numbers[least]
+    return np.sort(np.concatenate([numbers for _, numbers in best]))
 
 
-def _draws(count: int, seed: int, salt: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two uniform numbers in [0,1) for each of ``count`` samples."""
+PART = 1 << 20
+"""Samples that are looked at together: what is drawn for all of a split never stands in memory at once."""
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + PART, count)) for start in range(0, count, PART))
+
+
+def _draws(part: slice, seed: int, salt: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two uniform numbers in [0,1) for each sample of a part."""
     import torch  # opening shards does without it
 
     from kdstream.rng import sample_keys, uniform
 
-    drawn = uniform(sample_keys(seed, 0, torch.arange(count)), 2, salt).double().numpy()
+    drawn = uniform(sample_keys(seed, 0, torch.arange(part.start, part.stop)), 2, salt).double().numpy()
     return drawn[:, 0], drawn[:, 1]
 
 
@@ -111,7 +130,7 @@ class Altered(ShardSet):
     Attributes:
         labels: int64 [n], as they are trained with.
         true_labels: int64 [n], as they stand in the shards.
-        numbers: int64 [n], the samples' numbers in the split itself.
+        numbers: int64 [n], the samples' numbers in the split itself; a range where all are left.
     """
 
     def __init__(self, base: ShardSet, noise: float, law: PowerLaw | None, seed: int, classes: int):
@@ -119,11 +138,12 @@ class Altered(ShardSet):
         base.number_classes(classes)
         self.__dict__.update(vars(base))
         self._made_of = (base, noise, law, seed, classes)
-        self.numbers = np.arange(len(base))
+        self.numbers: np.ndarray | range = range(len(base))
+        self.true_labels = base.labels
         self.facts = {}
         if law is not None:
             sizes = class_sizes(law, base.num_classes)
-            there = np.bincount(base.labels, minlength=base.num_classes)
+            there = base.class_counts()
             for number, (size, count) in enumerate(zip(sizes, there.tolist(), strict=True)):
                 if size > count:
                     raise UserError(
@@ -131,11 +151,13 @@ class Altered(ShardSet):
                         f"{base.name}/{base.split} has {count:,}: lower largest or smallest"
                     )
             self.numbers = kept(base.labels, sizes, seed)
+            self.true_labels = base.labels[self.numbers]
             self.facts["imbalance"] = {**asdict(law), "seed": seed, "sizes": sizes}
-        self.true_labels = base.labels[self.numbers]
-        # Drawn for the whole split: a label's fate does not depend on which others are kept.
-        labels = noisy(base.labels, noise, base.num_classes, seed)[self.numbers] if noise else self.true_labels.copy()
+        labels = self.true_labels
         if noise:
+            # Drawn for the whole split: a label's fate does not depend on which others are kept.
+            labels = noisy(base.labels, noise, base.num_classes, seed)
+            labels = labels if law is None else labels[self.numbers]
             changed = int((labels != self.true_labels).sum())
             self.facts["label_noise"] = {"rate": noise, "seed": seed, "changed": changed, "of": len(labels)}
         self.labels = labels

@@ -123,10 +123,10 @@ def open_foreign(target: Path, text: str, reopen: Callable[[str, str], ShardSet]
     if not len(found.index):
         told = f"; {'; '.join(found.notes)}" if found.notes else ""
         raise UserError(f"the tars in {place.folder} hold no samples{told}")
-    classes = int(found.index.label.max()) + 1
+    classes = found.index.classes
     if place.train is not None and (train_tars := tars_of(*place.train)):
         reference = _foreign_index(*place.train, train_tars)
-        classes = max(classes, int(reference.index.label.max(initial=-1)) + 1)
+        classes = max(classes, reference.index.classes)
     mean, std = reference.stats.mean_std()
     packed = place.compressed
     beside = [f"compressed tars left out: {len(packed):,}, such as {packed[0].name!r}; unpack them"] if packed else []
@@ -138,7 +138,7 @@ def open_foreign(target: Path, text: str, reopen: Callable[[str, str], ShardSet]
         mean=mean,
         std=std,
         image_size=found.stats.image_size,
-        fingerprint=_fingerprint(found.index, found.checksums),
+        fingerprint=found.fingerprint,
         index=found.index,
         checksums=found.checksums,
         source=str(target),
@@ -163,6 +163,23 @@ def siblings(target: Path) -> list[Path]:
     return sorted(path for path in target.parent.iterdir() if path.is_dir()) if target.parent.is_dir() else []
 
 
+def foreign_splits(folder: Path, text: str) -> list[Path]:
+    """What :func:`~kdstream.data.shards.open_shards` opens of a folder of foreign tars: a place a split.
+
+    Raises:
+        UserError: there are no tars.
+    """
+    if not tars_of(folder) and tars_of(folder.parent, folder.name):
+        return [folder]
+    found: list[Path] = []
+    for place in [folder] if tars_of(folder) else siblings(folder / "split"):
+        named = splits_in_names(place)
+        found += [place / name for name in named] if len(named) > 1 else [place] if tars_of(place) else []
+    if not found:
+        raise UserError(f"no shards at {text}: neither dataset.json nor tars")
+    return found
+
+
 @dataclass(frozen=True)
 class _Foreign:
     """What is known of tars without dataset.json; ``checksums`` are those of the shards, in order."""
@@ -171,6 +188,7 @@ class _Foreign:
     stats: ImageStats
     notes: list[str]
     checksums: list[Checksum]
+    fingerprint: str
 
 
 def _foreign_index(folder: Path, split: str | None, tars: list[Path]) -> _Foreign:
@@ -191,6 +209,7 @@ def _foreign_index(folder: Path, split: str | None, tars: list[Path]) -> _Foreig
 
         def save(path: Path) -> None:
             stored = {"tag": made.index.tag, "notes": made.notes, **made.stats.to_json()}
+            stored["fingerprint"] = made.fingerprint  # which takes long to compute where there are very many samples
             write_atomic(path.with_suffix(".json"), json.dumps(sealed(stored)).encode())
             made.index.save(path)
 
@@ -236,7 +255,7 @@ def _scan_foreign(folder: Path, tars: Sequence[Path], memory: Checksums) -> _For
         index = build_index(tars, "", scans=scans())
     index.tag = _tag(index.shard_names, checksums)
     notes = [f"{kind}: {count:,}, such as {quoted(examples[kind])}" for kind, count in told.items()]
-    return _Foreign(index, stats, notes, checksums)
+    return _Foreign(index, stats, notes, checksums, _fingerprint(index, checksums))
 
 
 def _tag(names: Sequence[str], checksums: Sequence[Checksum]) -> str:
@@ -256,10 +275,11 @@ def _stored(places: Iterable[Path], names: Sequence[str], checksums: list[Checks
             if not seal_fits(stored) or stored["tag"] != tag:
                 continue
             index, stats = Index.load(path, total), ImageStats.from_json(stored)
+            mark = str(stored.get("fingerprint") or _fingerprint(index, checksums))  # older ones do not have it
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
         if index.tag == tag and index.shard_names == list(names):
-            return _Foreign(index, stats, [str(note) for note in stored["notes"]], checksums)
+            return _Foreign(index, stats, [str(note) for note in stored["notes"]], checksums, mark)
     return None
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import math
+import mmap
 import os
 import posixpath
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdstream.atomic import write_atomic
+from kdstream.atomic import replacing
 from kdstream.data.tar_members import BLOCK, FILES, FOLDER, HARD_LINK, SPARSE, SYMBOLIC_LINK, Member, members
 from kdstream.errors import UserError
 from kdstream.terminal import quoted
@@ -35,6 +37,11 @@ __all__ = [
 ]
 
 INDEX_VERSION = 1
+CHECKED_AT_ONCE = 1 << 28
+"""Bytes of an index (3 million samples) up to which all of it is checked when it is loaded."""
+PART = 1 << 20
+"""Values that are looked at together where all are."""
+ALIGNED = 64
 MOST_EXTENSIONS, MOST_CLASSES = 1 << 16, 1_000_000
 # fmt: off
 IMAGE_EXTENSIONS = (
@@ -47,6 +54,9 @@ IMAGE_EXTENSIONS = (
 @dataclass
 class Index:
     """n samples of m members in S shards. Plain arrays: about 90 bytes a sample, stored as an npz without pickle.
+
+    A loaded index is a map of its file: its arrays are read-only, all processes of a machine share their memory, and
+    of a large one only the pages that are asked for are ever read.
 
     Attributes:
         tag: what the index belongs to; whoever loads it compares.
@@ -61,6 +71,7 @@ class Index:
         extension: uint16 [m], numbers into ``extensions``.
         key_first: int64 [n+1]; key i is key_text[key_first[i]:key_first[i+1]], the bytes as they stand in the tar.
         key_text: uint8.
+        largest_label: -1 where there is no sample. None is found out from the labels.
     """
 
     tag: str
@@ -75,38 +86,104 @@ class Index:
     extension: np.ndarray
     key_first: np.ndarray
     key_text: np.ndarray
+    largest_label: int | None = None
 
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def classes(self) -> int:
+        """How many the labels show: one more than the largest."""
+        if self.largest_label is None:
+            self.largest_label = max((int(self.label[part].max()) for part in _parts(len(self))), default=-1)
+        return self.largest_label + 1
+
     def key(self, i: int) -> str:
-        """The key of sample i. Bytes that are no UTF-8 stand as surrogate escapes: ``os.fsencode`` gives them back."""
-        return self.key_text[self.key_first[i] : self.key_first[i + 1]].tobytes().decode("utf-8", "surrogateescape")
+        """The key of sample i. Bytes that are no UTF-8 stand as surrogate escapes: ``os.fsencode`` gives them back.
+
+        Raises:
+            UserError: this entry is damaged.
+        """
+        begin, end = self.key_first[i].item(), self.key_first[i + 1].item()
+        if not 0 <= begin < end <= len(self.key_text):
+            raise self._damaged(i, "its key lies outside of the keys")
+        return self.key_text[begin:end].tobytes().decode("utf-8", "surrogateescape")
 
     def members(self, i: int) -> list[tuple[str, int, int]]:
-        """(extension, offset, size) of each member of sample i, in the order of their headers."""
-        part = slice(self.first[i], self.first[i + 1])
-        names = [self.extensions[e] for e in self.extension[part].tolist()]
-        return list(zip(names, self.offset[part].tolist(), self.size[part].tolist(), strict=True))
+        """(extension, offset, size) of each member of sample i, in the order of their headers.
+
+        Raises:
+            UserError: this entry is damaged: it points outside of the shard.
+        """
+        begin, end = self.first[i].item(), self.first[i + 1].item()
+        if not 0 <= begin < end <= min(len(self.offset), begin + MOST_EXTENSIONS):
+            raise self._damaged(i, "its members lie outside of the list")
+        part = slice(begin, end)
+        length = self.shard_bytes[self.shard_of(i)].item()
+        found = []
+        for name, offset, size in zip(
+            self.extension[part].tolist(), self.offset[part].tolist(), self.size[part].tolist(), strict=True
+        ):
+            if name >= len(self.extensions) or size < 0 or not 0 <= offset <= length - size:
+                raise self._damaged(i, "a member lies beyond the end of its shard")
+            found.append((self.extensions[name], offset, size))
+        return found
+
+    def shard_of(self, i: int) -> int:
+        """The number of the shard that sample i lies in.
+
+        Raises:
+            UserError: this entry is damaged: there is no such shard.
+        """
+        number = self.shard[i].item()
+        if not 0 <= number < len(self.shard_names):
+            raise self._damaged(i, f"there is no shard {number}")
+        return number
+
+    def _damaged(self, i: int, problem: str) -> UserError:
+        return UserError(
+            f"the index of {self.shard_names[0]} and the other shards is damaged (sample {i}: {problem}); delete the "
+            ".index.npz beside them, then it is built anew from the shards"
+        )
 
     def same_as(self, other: Index) -> bool:
         """Whether both point at the same members of the same shards (tags apart)."""
-        names = [f.name for f in fields(self) if f.name not in ("tag", "extensions", "extension")]
-        if any(not np.array_equal(getattr(self, name), getattr(other, name)) for name in names):
+        if self.shard_names != other.shard_names:
             return False
-        mine, theirs = np.asarray(self.extensions, str), np.asarray(other.extensions, str)
-        return np.array_equal(mine[self.extension], theirs[other.extension])
+        names = ("shard_bytes", "shard", "label", "first", "offset", "size", "key_first", "key_text")
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                return False
+            if any(not np.array_equal(mine[part], theirs[part]) for part in _parts(len(mine))):
+                return False
+        numbers = {name: number for number, name in enumerate(other.extensions)}
+        translated = np.asarray([numbers.get(name, MOST_EXTENSIONS) for name in self.extensions], np.int64)
+        return all(
+            np.array_equal(translated[self.extension[part]], other.extension[part])
+            for part in _parts(len(self.extension))
+        )
 
     def save(self, path: Path) -> None:
-        """Write atomically."""
-        arrays: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        buffer = io.BytesIO()
-        np.savez(buffer, version=np.asarray(INDEX_VERSION), **arrays)
-        write_atomic(path, buffer.getvalue())
+        """Write atomically: an npz, uncompressed, whose arrays begin at multiples of 64 bytes, so that they can be used
+        where they lie in the file."""
+        arrays: dict[str, Any] = {"version": INDEX_VERSION, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        arrays["largest_label"] = self.classes - 1
+        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+            for name, value in arrays.items():
+                entry = zipfile.ZipInfo(f"{name}.npy")
+                before = file.tell() + _LOCAL_HEADER.size + len(entry.filename) + _ZIP64_EXTRA + _PADDING.size
+                padding = -before % ALIGNED
+                entry.extra = _PADDING.pack(_PADDING_ID, padding) + bytes(padding)
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path, shard_bytes: int | None = None) -> Index:
-        """Read what :meth:`save` wrote and check that it holds together; nothing in it is executed.
+        """Map what :meth:`save` wrote, now or in an earlier version, and check that it holds together; nothing in it is
+        executed.
+
+        An index of more than :data:`CHECKED_AT_ONCE` bytes is not read here: each entry is checked when it is used.
 
         Args:
             path: the file.
@@ -117,31 +194,31 @@ class Index:
         """
         hint = "delete it, then it is built anew from the shards"
         try:
-            if shard_bytes is not None and path.stat().st_size > shard_bytes + (1 << 20):
+            length = path.stat().st_size
+            if shard_bytes is not None and length > shard_bytes + (1 << 20):
                 raise UserError(f"index {path} is damaged (larger than all of its shards together); {hint}")
             if not zipfile.is_zipfile(path):
                 raise UserError(f"index {path} is damaged (no npz file); {hint}")
-            _check_declared_sizes(path)
-            with np.load(path, allow_pickle=False) as data:
-                version = int(data["version"]) if "version" in data.files else -1
-                if version != INDEX_VERSION:
-                    raise UserError(f"index {path}: version {version} instead of {INDEX_VERSION}; {hint}")
-                arrays = {f.name: data[f.name] for f in fields(cls)}
+            data = _mapped(path, CHECKED_AT_ONCE)
+            version = int(data["version"]) if "version" in data else -1
+            if version != INDEX_VERSION:
+                raise UserError(f"index {path}: version {version} instead of {INDEX_VERSION}; {hint}")
+            arrays: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name != "largest_label"}
+            arrays["tag"] = str(arrays["tag"])
+            for name in ("shard_names", "extensions"):
+                arrays[name] = [str(value) for value in arrays[name].ravel()]
+            index = cls(**arrays, largest_label=int(data["largest_label"]) if "largest_label" in data else None)
         except UserError:
             raise
         except Exception as error:  # damaged files make numpy and zipfile raise many kinds
             raise UserError(f"index {path} is damaged ({error}); {hint}") from error
-        arrays["tag"] = str(arrays["tag"])
-        for name in ("shard_names", "extensions"):
-            arrays[name] = [str(value) for value in arrays[name].ravel()]
-        index = cls(**arrays)
-        problem = index._problem()
+        problem = index._outer_problem() or (index._inner_problem() if length <= CHECKED_AT_ONCE else None)
         if problem:
             raise UserError(f"index {path} is damaged ({problem}); {hint}")
         return index
 
-    def _problem(self) -> str | None:
-        """Why reading by this index could go wrong, or None. Everything that `members` trusts is looked at."""
+    def _outer_problem(self) -> str | None:
+        """Why its arrays do not fit each other, or None; whatever its size, at no cost."""
         kinds = {"shard": np.int32, "extension": np.uint16, "key_text": np.uint8}
         for name in ("shard_bytes", "shard", "label", "first", "offset", "size", "extension", "key_first", "key_text"):
             value = getattr(self, name)
@@ -153,44 +230,102 @@ class Index:
             return "its arrays differ in length"
         for name, total in (("first", m), ("key_first", len(self.key_text))):
             value = getattr(self, name)
-            if value[0] != 0 or value[-1] != total or (np.diff(value) < 1).any():
-                return f"{name} does not increase from 0 to {total}"
+            if value[0] != 0 or value[-1] != total:
+                return f"{name} does not lead from 0 to {total}"
         if any(Path(name).name != name for name in self.shard_names):
             return "a shard's name holds a folder"
-        if n == 0:
-            return None
-        if (
-            self.label.min() < 0
-            or self.label.max() >= MOST_CLASSES
-            or self.shard.min() < 0
-            or self.shard.max() >= shards
-        ):
-            return "a label or shard number is out of range"
-        end = self.shard_bytes[self.shard].repeat(np.diff(self.first))
-        if self.size.min() < 0 or self.offset.min() < 0 or (self.offset > end - self.size).any():
-            return "a member lies beyond the end of its shard"
-        if self.extension.max() >= len(self.extensions):
-            return "an extension number is out of range"
+        if self.largest_label is not None and not -1 <= self.largest_label < MOST_CLASSES:
+            return "its largest label is out of range"
         return None
 
+    def _inner_problem(self) -> str | None:
+        """Why reading a sample by this index would go wrong, or None; looks at all of it, a part at a time."""
+        largest = -1
+        for part in _parts(len(self)):
+            inner = slice(part.start, part.stop + 1)
+            for name in ("first", "key_first"):
+                if (np.diff(getattr(self, name)[inner]) < 1).any():
+                    return f"{name} does not increase"
+            label, shard, first = self.label[part], self.shard[part], self.first[inner]
+            if (
+                label.min() < 0
+                or label.max() >= MOST_CLASSES
+                or shard.min() < 0
+                or shard.max() >= len(self.shard_names)
+            ):
+                return "a label or shard number is out of range"
+            if first[0] < 0 or first[-1] > len(self.offset):
+                return "first is out of range"
+            largest = max(largest, int(label.max()))
+            members = slice(int(first[0]), int(first[-1]))
+            size, offset = self.size[members], self.offset[members]
+            end = self.shard_bytes[shard].repeat(np.diff(first))
+            if size.min() < 0 or offset.min() < 0 or (offset > end - size).any():
+                return "a member lies beyond the end of its shard"
+            if self.extension[members].max() >= len(self.extensions):
+                return "an extension number is out of range"
+        return "its largest label is another" if self.largest_label not in (None, largest) else None
 
-def _check_declared_sizes(path: Path) -> None:
-    """That each array of an npz is as large as it says: numpy reserves what a header declares, and a compressed
-    archive unpacks to a thousand times its size. :meth:`Index.save` compresses nothing.
+
+def _parts(count: int) -> Iterator[slice]:
+    """Slices of at most :data:`PART` that make up ``count`` values."""
+    return (slice(start, min(start + PART, count)) for start in range(0, count, PART))
+
+
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_ZIP64_EXTRA = 20
+_PADDING, _PADDING_ID = struct.Struct("<HH"), 0xD935  # the extra field by which Android's zipalign does the same
+
+
+def _mapped(path: Path, checked: int) -> dict[str, np.ndarray]:
+    """The arrays of an uncompressed npz where they lie in the file, read-only.
+
+    Args:
+        path: the file. It must not be truncated while it is in use; whoever replaces it by another does no harm.
+        checked: where the file has more bytes, only arrays of up to a 64th of them are compared with their checksums.
 
     Raises:
-        ValueError, zipfile.BadZipFile, OSError: it is not.
+        ValueError, zipfile.BadZipFile, struct.error, OSError: an array that is compressed, not as large as it says,
+            damaged, or holds objects.
     """
-    with zipfile.ZipFile(path) as archive:
+    found: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        everything = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(everything)
         for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > length:
                 raise ValueError(f"{entry.filename} is compressed")
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
-                if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-                    raise ValueError(f"{entry.filename} is not as large as it says")
+            *_, name, extra = _LOCAL_HEADER.unpack_from(everything, entry.header_offset)
+            begin = entry.header_offset + _LOCAL_HEADER.size + name + extra
+            if entry.header_offset < 0 or begin + entry.file_size > length:
+                raise ValueError(f"{entry.filename} runs past the end of the file")
+            everything.seek(begin)
+            version = np.lib.format.read_magic(everything)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(everything)
+            if dtype.hasobject:
+                raise ValueError(f"{entry.filename} holds objects")
+            count = math.prod(shape)
+            if count * dtype.itemsize != begin + entry.file_size - everything.tell():
+                raise ValueError(f"{entry.filename} is not as large as it says")
+            looked_at = length <= checked or entry.file_size <= checked // 64
+            if looked_at and _crc(view[begin : begin + entry.file_size]) != entry.CRC:
+                raise ValueError(f"the checksum of {entry.filename} differs")
+            values = np.frombuffer(everything, dtype, count, everything.tell()) if count else np.zeros(0, dtype)
+            column = entry.filename.removesuffix(".npy")
+            if not looked_at and column != "label":  # labels are counted from the first to the last
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                everything.madvise(mmap.MADV_RANDOM, page, begin + entry.file_size - page)
+            found[column] = values.reshape(shape)
+    return found
+
+
+def _crc(view: memoryview) -> int:
+    value = 0
+    for start in range(0, len(view), 1 << 22):
+        value = zlib.crc32(view[start : start + (1 << 22)], value)
+    return value
 
 
 class IndexBuilder:
@@ -241,7 +376,7 @@ class IndexBuilder:
             extensions=list(self._extensions),
             extension=np.asarray(self._extension, np.uint16),
             key_first=np.asarray(self._key_first, np.int64),
-            key_text=np.frombuffer(bytes(self._keys), np.uint8),
+            key_text=np.frombuffer(self._keys, np.uint8) if self._keys else np.zeros(0, np.uint8),
         )
 
 

@@ -35,17 +35,17 @@ class Listing:
 
     Attributes:
         name, split, path: as of a :class:`~kdstream.data.shard_set.ShardSet`, for messages.
-        shard_names: as the user knows them.
+        shard_places: as the user knows them.
         fingerprint: of the names.
     """
 
     def __init__(self, text: str, shards: list[str]):
         self.text, self.shards = text, shards
-        self.shard_names = [public(shard) for shard in shards]
-        if len(set(self.shard_names)) < len(shards):
+        self.shard_places = [public(shard) for shard in shards]
+        if len(set(self.shard_places)) < len(shards):
             raise UserError(f"{public(text)} names a shard twice")
         self.name, self.split, self.path = public(text), "all", public(text)
-        self.fingerprint = hashlib.sha256(json.dumps(self.shard_names).encode()).hexdigest()[:32]
+        self.fingerprint = hashlib.sha256(json.dumps(self.shard_places).encode()).hexdigest()[:32]
         self._cache = RemoteCache.of_this_machine()
         self._scanned = lru_cache(4)(self._scan)
         self._remote = lru_cache(64)(self._looked_up)
@@ -69,10 +69,10 @@ class Listing:
         """A sample, as :meth:`~kdstream.data.shard_set.ShardSet.read` gives it."""
         shard, place = number >> IN_A_SHARD, number & ((1 << IN_A_SHARD) - 1)
         key, _, members = self._scanned(shard).samples[place]
-        sample: Sample = {"__key__": key, "__url__": self.shard_names[shard]}
+        sample: Sample = {"__key__": key, "__url__": self.shard_places[shard]}
         with self._file(shard) as kept:
             for extension, offset, size in members:
-                sample[extension] = read_exactly(kept.descriptor, self.shard_names[shard], offset, size)
+                sample[extension] = read_exactly(kept.descriptor, self.shard_places[shard], offset, size)
         sample["index"] = number
         return sample
 
@@ -114,9 +114,9 @@ class Listing:
             try:
                 found = scan_shard(Path(kept.path))
             except UserError as error:
-                raise UserError(str(error).replace(kept.path, self.shard_names[shard])) from None
+                raise UserError(str(error).replace(kept.path, self.shard_places[shard])) from None
         if len(found.samples) >= 1 << IN_A_SHARD:
-            raise UserError(f"shard {self.shard_names[shard]} has too many samples")
+            raise UserError(f"shard {self.shard_places[shard]} has too many samples")
         return found
 
 

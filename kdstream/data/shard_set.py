@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from kdstream.batch import Sample
 
 
+COUNTED = 1 << 22
+"""Labels that are counted together."""
 OPEN_FILES = 256
 """Shards that a split holds open per process, at most, and an eighth of what the system allows a process."""
 ONE_READ = 1 << 16
@@ -95,6 +97,42 @@ class ShardSet:
         """C."""
         return len(self.classes)
 
+    @property
+    def largest_label(self) -> int:
+        """-1 where there are no samples."""
+        return self._index.classes - 1
+
+    @property
+    def shard_names(self) -> list[str]:
+        """File names of the S shards."""
+        return self._index.shard_names
+
+    @property
+    def shard_numbers(self) -> np.ndarray:
+        """int32 [n], the shard of each sample."""
+        return self._index.shard
+
+    @property
+    def extensions(self) -> list[str]:
+        """Those that members have."""
+        return self._index.extensions
+
+    @property
+    def nbytes(self) -> int:
+        """Of all shards together."""
+        return int(self._index.shard_bytes.sum())
+
+    def members(self, index: int) -> list[str]:
+        """The extensions of a sample's members, without reading it."""
+        return [extension for extension, _, _ in self._index.members(self._number(index))]
+
+    def class_counts(self) -> np.ndarray:
+        """int64 [C], how many samples each class has; looks at all labels, a part at a time."""
+        counts = np.zeros(self.num_classes, np.int64)
+        for start in range(0, len(self), COUNTED):
+            counts += np.bincount(self.labels[start : start + COUNTED], minlength=self.num_classes)
+        return counts
+
     def number_classes(self, count: int) -> None:
         """Take the labels for numbers of ``count`` classes, of which not all need to occur.
 
@@ -108,9 +146,10 @@ class ShardSet:
                 f"{self.name} names its {self.num_classes} classes, so there are not {count}: a number of classes is "
                 "for labels that are numbers"
             )
-        largest = int(self.labels.max(initial=0))
-        if largest >= count:
-            raise UserError(f"{self.name}/{self.split} has a sample of class {largest}, so there are not {count}")
+        if self.largest_label >= count:
+            raise UserError(
+                f"{self.name}/{self.split} has a sample of class {self.largest_label}, so there are not {count}"
+            )
         self.classes = [str(number) for number in range(count)]
 
     def __len__(self) -> int:
@@ -138,7 +177,7 @@ class ShardSet:
             UserError: the shard is missing, shorter than the index says, or cannot be read.
         """
         i = self._number(index)
-        shard = self._shards[self._index.shard[i]]
+        shard = self._shards[self._index.shard_of(i)]
         members = self._index.members(i)
         sample: Sample = {"__key__": self._index.key(i), "__url__": shard.path}
         start = min(offset for _, offset, _ in members)
@@ -154,8 +193,8 @@ class ShardSet:
         return sample
 
     @property
-    def shard_names(self) -> list[str]:
-        """Of the S shards, as their paths or addresses."""
+    def shard_places(self) -> list[str]:
+        """Paths or addresses of the S shards."""
         return [shard.path for shard in self._shards]
 
     def counts(self) -> np.ndarray:
@@ -220,10 +259,10 @@ def set_of(
     part = info.splits[split]
     if len(index) != part.count or index.shard_names != [shard.name for shard in part.shards]:
         raise UserError(stale(f"{shown}/{part.index}"))
-    if len(index) and int(index.label.max()) >= len(info.classes):
+    if index.classes > len(info.classes):
         raise UserError(
             f"{shown}/{DATASET_FILE} names {len(info.classes)} classes, but a sample of {split} has "
-            f"class {int(index.label.max())}; make the shards again with --force"
+            f"class {index.classes - 1}; make the shards again with --force"
         )
     reference, sizes = info.splits.get("train", part), part.image_size
     return kind(

@@ -23,7 +23,7 @@ from kdstream.data.dataset_info import (
     WORK_FOLDER,
     load_dataset_info,
 )
-from kdstream.data.foreign import foreign_file, place_of, siblings, splits_in_names, tars_of
+from kdstream.data.foreign import foreign_file, foreign_splits, place_of
 from kdstream.data.image_file import open_image
 from kdstream.data.index import IMAGE_EXTENSIONS, build_index
 from kdstream.data.sealed_json import SEAL
@@ -81,7 +81,7 @@ def verify(path: str | os.PathLike[str], decode: bool = False, console: Console 
         memories = {split: Checksums(folder, state_file(split)) for split in tars}
     else:
         tars, memories, expected = {}, {}, {}
-        for target in _foreign_splits(folder, os.fspath(path)):
+        for target in foreign_splits(folder, os.fspath(path)):
             place = place_of(target, str(target))
             tars[str(target)] = (target, place.tars)
             memory = memories[str(target)] = Checksums(place.folder, foreign_file(place.split, "state"))
@@ -109,19 +109,6 @@ def verify(path: str | os.PathLike[str], decode: bool = False, console: Console 
         if decode:
             decoded += _decode_all(shards, console or Console(quiet=True))
     return Verified(len(tars), len(work), samples, total, decoded)
-
-
-def _foreign_splits(folder: Path, text: str) -> list[Path]:
-    """What :func:`open_shards` opens of a folder of foreign tars."""
-    if not tars_of(folder) and tars_of(folder.parent, folder.name):
-        return [folder]
-    found: list[Path] = []
-    for place in [folder] if tars_of(folder) else siblings(folder / "split"):
-        named = splits_in_names(place)
-        found += [place / name for name in named] if len(named) > 1 else [place] if tars_of(place) else []
-    if not found:
-        raise UserError(f"nothing to verify at {text}: neither {DATASET_FILE} nor tars")
-    return found
 
 
 def _decode_all(shards: ShardSet, console: Console) -> int:

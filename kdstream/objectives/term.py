@@ -49,7 +49,7 @@ class Task:
             several processes. See :class:`Network`.
         teacher: the same for the teacher, frozen and in eval mode; takes the same images (where its own mean and
             standard deviation differ it converts them) and lets gradients through to them. None without a teacher.
-        labels: int64 [num_samples], the class of every training sample by index; None when unknown.
+        labels: int64 [num_samples], the class of every training sample by index, read-only; None when unknown.
         build: :func:`kdstream.models.build`, for terms that bring networks of their own.
         mean, std: by channel, in [0,1], what the images were standardised with; None when unknown.
         smallest_batch: the fewest samples that one process sees in one forward pass of an epoch, for terms that compare

@@ -147,7 +147,7 @@ def sequential_plan(dataset: Any, batch_size: int, seed: int, world: int, group:
     """
     if isinstance(dataset, Altered | Part):
         raise UserError("order=sequential reads the shards as they are: leave out label_noise, imbalance and hold_out")
-    names, counts = tuple(dataset.shard_names), dataset.counts()
+    names, counts = tuple(dataset.shard_places), dataset.counts()
     place = f"{dataset.name}/{dataset.split}"
     if len(names) < world:
         raise UserError(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -34,6 +34,9 @@ from kdstream.stream.sequential import (
     without_plans,
 )
 from kdstream.stream.stage import Chain
+
+if TYPE_CHECKING:
+    from kdstream.convert.split import Source
 
 
 class Stream:
@@ -138,6 +141,44 @@ class Stream:
                 f"batches of {batch_size} of {self.plan.size} samples are too small for {self.world} processes: "
                 f"raise batch_size to {2 * self.world} or more"
             )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        classes: Sequence[str] | None = None,
+        fingerprint: str | None = None,
+        **settings: Any,
+    ) -> Stream:
+        """Batches of any map-style data set of (image, label).
+
+        It is converted once, to shards in the user's cache folder, and found there again by its content; see
+        :func:`~kdstream.convert.from_dataset.from_datasets` for what images may be.
+
+        Args:
+            dataset: with a length and items (image, label); without random transforms, which ``augment`` does.
+            batch_size, seed: see :class:`Stream`.
+            classes: names of the classes; default: the data set's ``classes``, else numbers.
+            fingerprint: a name for the content, changed by you when that changes: then the data set is not read again
+                to find its shards.
+            settings: of :class:`Stream`.
+
+        Raises:
+            UserError: items of another kind.
+        """
+        from kdstream.convert.from_dataset import from_datasets
+        from kdstream.convert.kept_shards import kept_shards
+
+        name = f"dataset:{type(dataset).__name__}"
+
+        def opened() -> Source:
+            return from_datasets(name, {"train": dataset}, classes)
+
+        source = opened if fingerprint else opened()
+        return cls(kept_shards(source, fingerprint=fingerprint) / "train", batch_size, seed, **settings)
 
     def __or__(self, stage: Any) -> Stream:
         new = copy.copy(self)

@@ -27,7 +27,7 @@ def agree_on_classes(data: settings.Data, name: str, train: ShardSet, val: Shard
     Raises:
         UserError: a label that there is no class for; a single class.
     """
-    largest = int(val.labels.max(initial=0))
+    largest = val.largest_label
     for one in (train, val):
         if data.num_classes is not None:
             try:
@@ -51,7 +51,7 @@ def lacking_classes(train: ShardSet, val: ShardSet) -> list[str]:
     """What to say of classes without samples."""
     notes = []
     for one in (train, val):
-        counts = np.bincount(one.labels, minlength=one.num_classes)
+        counts = one.class_counts()
         absent = [repr(one.classes[number]) for number in np.flatnonzero(counts == 0)]
         if absent:
             names = ", ".join([*absent[:5], "..."] if len(absent) > 5 else absent)

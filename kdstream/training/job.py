@@ -23,7 +23,9 @@ import kdstream
 from kdstream import recipe as settings
 from kdstream.addresses import public
 from kdstream.atomic import remove_parts, write_atomic, writing
+from kdstream.convert.kept_shards import kept_shards
 from kdstream.convert.make_shards import make_shards
+from kdstream.convert.open_source import is_source
 from kdstream.data.altered import PowerLaw, alter, told
 from kdstream.data.held_out import divided
 from kdstream.data.shards import ShardSet, has_split, open_shards, split_of
@@ -260,11 +262,8 @@ class Job:
     def data(self) -> tuple[ShardSet, ShardSet]:
         """The splits; makes them first where the recipe names a source."""
         data = self.recipe.data
-        path = data.path
-        if self.accelerator.is_main_process and data.source is not None and not Path(path, "dataset.json").exists():
-            self.display.headline(f"Making shards of {data.source} in {path}")
-            make_shards(data.source, path, console=self.display.console)
-        with self.accelerator.main_process_first():  # it may have to make shards, or the index of a foreign set
+        path = self._shards_folder()
+        with self.accelerator.main_process_first():  # it may have to make the index of a foreign set
             train = open_shards(split_of(path, data.train))
             val = data.train if data.hold_out else data.val or _validation(path)
             shards = train, open_shards(split_of(path, val))
@@ -283,6 +282,28 @@ class Job:
         for note in lacking_classes(*shards):
             self.display.note(note)
         return shards
+
+    def _shards_folder(self) -> str:
+        """Where the shards lie, a folder or an address; makes them first where the recipe names a source."""
+        data, console = self.recipe.data, self.display.console
+        places: list[str | None] = [None, None]  # the folder, or what is wrong
+        if self.accelerator.is_main_process:
+            try:
+                path = data.path
+                if is_source(path):
+                    if data.source is not None:
+                        raise UserError(f"data.path={data.path} is a source itself: leave data.source out")
+                    path = str(kept_shards(path, console=console))
+                elif data.source is not None and not Path(path, "dataset.json").exists():
+                    self.display.headline(f"Making shards of {data.source} in {path}")
+                    make_shards(data.source, path, console=console)
+                places[0] = path
+            except UserError as error:
+                places[1] = str(error)
+        broadcast_object_list(places)
+        if places[0] is None:
+            raise UserError(str(places[1]))
+        return places[0]
 
     def _prepare(self, folder: Path) -> None:
         """Make the output folder; with ``fresh``, without what kdstream left there before."""
@@ -425,7 +446,7 @@ def _validation(path: str) -> str:
             return name
     raise UserError(
         f"{public(path)} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the "
-        "training split out, as data.hold_out=0.1"
+        "training split out, as data.hold_out=0.1, or in the shards: kdstream shards SOURCE DEST --hold-out 0.1"
     )
 
 

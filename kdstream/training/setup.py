@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -243,7 +245,7 @@ def prepare(
             teacher_outputs=probe.teacher,
             student=student,
             teacher=asked,
-            labels=torch.tensor(train.labels),
+            labels=_where_they_lie(train.labels),
             build=build,
             mean=train.mean,
             std=train.std,
@@ -251,6 +253,13 @@ def prepare(
         )
     )
     return network, student, asked, smallest
+
+
+def _where_they_lie(labels: np.ndarray) -> Tensor:
+    """The labels as a tensor without a copy: those of a mapped index are shared by all processes, and read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return torch.from_numpy(np.require(labels, requirements="A"))
 
 
 def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:

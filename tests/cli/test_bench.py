@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
 @pytest.fixture
 def benches():
     """The files of the benches by name."""
-    names = ("measure", "jpeg", "coded", "step", "taps", "others")
+    names = ("measure", "jpeg", "coded", "plan", "step", "taps", "others")
     return SimpleNamespace(**{name: importlib.import_module(f"kdstream.benches.{name}") for name in names})
 
 
@@ -250,6 +250,19 @@ def test_step_table_and_json(run, tmp_path):
         assert row["trains"] == 0 or f" {row['trains']:,} " in line
 
 
+def test_plan_opens_sets_that_are_mostly_holes(run, tmp_path):
+    arguments = ["plan", "--samples", "4e6", "--shards", "50", "--json", str(tmp_path / "plan.json")]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert [(row["samples"], row["shards"]) for row in found["sets"]] == [(4_000_000, 50)]
+    for row in found["sets"]:
+        assert f"{row['samples']:,}" in out
+        assert row["own_bytes"] < found["targets"]["bytes"] < row["process_bytes"]
+        assert row["fork_bytes"] < found["targets"]["bytes"]
+        assert row["mapped_bytes"] > 0
+
+
 def test_step_says_which_objective_is_not_for_the_pair(run):
     code, out, _ = run("step", *PAIR[:2], "--student", "resnet8x4", *PAIR[4:], "--objectives", "fsp", "--seconds", 0)
     assert code == 0
@@ -302,6 +315,7 @@ def test_a_step_trains_the_student_and_its_loss_alone_does_not(benches):
         (["jpeg", "--size", "0"], "'0' is not a whole number"),
         (["jpeg", "--seconds", "-1"], "'-1' is not a number of seconds"),
         (["coded", "--teacher", "resnet57"], "did you mean"),
+        (["plan", "--samples", "many"], "'many' is no list of numbers of samples"),
         (["coded", "--delta", "101"], "1 to 100"),
         (["coded", "--json", "no/such/folder/a.json"], "no/such/folder/a.json"),
     ],

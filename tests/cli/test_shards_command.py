@@ -257,7 +257,10 @@ def test_folders_of_others_are_left_alone(run, photos, tmp_path):
         (["digits", "DEST", "--shard-size", "1M", "--shard-count", "2"], "not both"),
         (["digits", "DEST", "--on-error", "maybe"], "invalid choice: 'maybe'"),
         (["digits", "DEST", "--verify", "DEST"], "takes no SOURCE"),
-        (["--verify", "DEST"], "nothing to verify"),
+        (["digits", "DEST", "--quality", "90"], "--quality is that of images that --resize makes smaller"),
+        (["digits", "DEST", "--hold-out", "0.1"], "digits has the split 'val' already"),
+        (["digits", "DEST", "--resize", "0"], "the shorter side must have at least 1 pixel"),
+        (["--verify", "DEST"], "no shards at"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(run, tmp_path, arguments, expected):

@@ -45,10 +45,10 @@ def test_killed_at_the_end_the_same_command_succeeds(photos, photo_shards, tmp_p
 def test_a_worker_that_dies_is_told_and_the_rest_continues(photos, photo_shards, tmp_path, monkeypatch):
     real, parent = convert.write_shard, os.getpid()
 
-    def write_shard(images, path, *rest):
+    def write_shard(images, path, *rest, **settings):
         if os.getpid() != parent and path.name == "train-000007.tar":
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(images, path, *rest)
+        return real(images, path, *rest, **settings)
 
     arguments = {"source": f"imagefolder:{photos}", "dest": tmp_path / "set", "shard_count": 12}
     with monkeypatch.context() as patch:
@@ -111,7 +111,7 @@ def test_skipped_images_do_not_slip_through_a_run_that_stops(damaged, tmp_path, 
     """Half made with skip, continued without: the skipped image is reported, not accepted."""
     arguments = {"source": f"imagefolder:{damaged}", "dest": tmp_path / "set", "shard_count": 4, "processes": 1}
 
-    def killed(folder, job):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -159,7 +159,7 @@ def test_a_source_that_changed_meanwhile(damaged, tmp_path, monkeypatch):
     for name in ("cat/text.jpg", "dog/cut.png", "dog/empty.png"):
         (damaged / name).unlink()
 
-    def killed(folder, job):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

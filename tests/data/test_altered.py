@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jobs import recipe_of, run
 
 import kdstream as kd
+from kdstream.data import altered
 from kdstream.data.altered import PowerLaw, alter, class_sizes, kept, noisy, told
 from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
@@ -117,3 +118,11 @@ def test_fingerprints_of_older_recipes_stay():
     altered = make_recipe({"data": {"path": "x", "label_noise": 0.2}, "student": "resnet8"}, "r")
     seeded = make_recipe({"data": {"path": "x", "label_noise": 0.2, "seed": 1}, "student": "resnet8"}, "r")
     assert len({one.fingerprint() for one in (recipe, altered, seeded)}) == 3
+
+
+def test_large_splits_are_drawn_for_part_by_part(monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 3, 1000)
+    whole = noisy(labels, 0.5, 3, 1), kept(labels, [40, 7, 300], 1)
+    monkeypatch.setattr(altered, "PART", 64)
+    assert np.array_equal(noisy(labels, 0.5, 3, 1), whole[0])
+    assert np.array_equal(kept(labels, [40, 7, 300], 1), whole[1])

@@ -59,7 +59,9 @@ def test_an_index_that_points_outside_is_refused(copy):
     index = Index.load(copy / "train.index.npz")
     for field, place, value in (("offset", -1, 1 << 40), ("size", 0, -1), ("shard", 0, 7), ("first", 1, 0)):
         changed = Index.load(copy / "train.index.npz")
-        getattr(changed, field)[place] = value
+        values = getattr(changed, field).copy()
+        values[place] = value
+        setattr(changed, field, values)
         changed.save(copy / "bad.npz")
         with pytest.raises(UserError, match="is damaged"):
             Index.load(copy / "bad.npz")
@@ -182,3 +184,35 @@ def test_member_names_are_split_as_webdataset_splits_them(name):
     else:  # webdataset takes a hidden file for a sample whose key is its folder; it never is one
         hidden = name.rpartition("/")[2].startswith(".")
         assert key is None or hidden or name.startswith("__")
+
+
+def test_an_index_is_mapped_and_an_older_one_read_as_it_lies(copy):
+    path = copy / "train.index.npz"
+    index = Index.load(path)
+    for name in ("label", "offset", "key_text"):
+        values = getattr(index, name)
+        assert (values.flags.writeable, values.flags.owndata, values.ctypes.data % 64) == (False, False, 0)
+    arrays = {name: value for name, value in np.load(path).items() if name != "largest_label"}
+    np.savez(copy / "older.npz", **arrays)  # as earlier versions wrote it
+    older = Index.load(copy / "older.npz")
+    assert older.same_as(index)
+    assert (older.classes, index.classes) == (3, 3)
+    assert not older.label.flags.writeable
+
+
+def test_a_large_index_is_checked_entry_by_entry(copy, monkeypatch):
+    path = copy / "train.index.npz"
+    shards = open_shards(copy / "train")
+    whole = [shards.read(i) for i in range(30)]
+    monkeypatch.setattr(index_module, "CHECKED_AT_ONCE", 64)
+    assert [open_shards(copy / "train").read(i) for i in range(30)] == whole
+    for field, value in (("offset", 1 << 40), ("size", -1), ("shard", 7), ("first", 99), ("key_first", -3)):
+        changed = Index.load(path)
+        values = getattr(changed, field).copy()
+        values[2] = value
+        setattr(changed, field, values)
+        changed.save(copy / "bad.npz")
+        found = Index.load(copy / "bad.npz")
+        with pytest.raises(UserError, match=r"the index of train-000000\.tar and the other shards is damaged \(sample"):
+            [(found.members(i), found.shard_of(i), found.key(i)) for i in range(3)]
+        assert len(found.members(9)) == 2

@@ -14,7 +14,7 @@ from kdstream.data.shards import open_shards
 
 
 def every(listing: Listing) -> list[tuple]:
-    shards = range(len(listing.shard_names))
+    shards = range(len(listing.shard_places))
     read = [listing.read(number) for shard in shards for number in listing.numbers(shard)]
     return [tuple((name, value) for name, value in one.items() if name not in ("__url__", "index")) for one in read]
 

@@ -47,4 +47,4 @@ def test_verify_reads_foreign_sets_too(tmp_path, monkeypatch):
     text = message(tmp_path / "c", verify)
     assert "2 of the 3 images" in text
     assert "sample 'a'" in text
-    assert "nothing to verify" in message(tmp_path / "a" / "test", verify)
+    assert "no shards at" in message(tmp_path / "a" / "test", verify)

@@ -161,6 +161,21 @@ def test_the_split_for_evaluation_is_val_else_test(make_tars, tmp_path, flat, sp
     assert len(val) == count
 
 
+def data_of(data):
+    return Job(recipe("-", data=data), Accelerator(cpu=True), Display(Console(quiet=True))).data()
+
+
+def test_a_source_as_the_data_and_a_split_that_is_held_out(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"no split val or test .*as data\.val=NAME, or .*data\.hold_out=0\.1"):
+        data_of(f"imagefolder:{photos}")
+    train, val = data_of({"path": f"imagefolder:{photos}", "hold_out": 0.2})
+    assert (len(train), len(val), val.classes) == (240, 60, ["cat", "dog"])
+    assert train.path.parent == tmp_path / "kdstream" / "shards"
+    with pytest.raises(UserError, match=r"is a source itself: leave data\.source out"):
+        data_of({"path": "imagefolder:x", "source": "digits"})
+
+
 # --- the teacher
 
 
