@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ def augment(kind: str, *args: object, **settings: object) -> Chain:
 
     - ``augment("cifar", pad=4, mode="zeros", flip=True)``: pad on all sides, crop the original size at random, flip
       with probability 1/2; ``mode="reflect"`` pads by reflection.
-    - ``augment("inception", size, scale=(0.08, 1), ratio=(3/4, 4/3), flip=True, jitter=None)``: a random box resized to
-      ``size`` x ``size``, flipped with probability 1/2 (Szegedy et al. 2015, "Going deeper with convolutions",
-      section 6). ``jitter``: (brightness, contrast, saturation, hue) strengths as in torchvision's ColorJitter.
+    - ``augment("inception", size, scale=(0.08, 1), ratio=(3/4, 4/3), flip=True, jitter=None, exact=False)``: a random
+      box resized to ``size`` x ``size``, flipped with probability 1/2 (Szegedy et al. 2015, "Going deeper with
+      convolutions", section 6). ``jitter``: (brightness, contrast, saturation, hue) strengths as in torchvision's
+      ColorJitter. After ``decode``, only the box is decoded; its pixels are within one grey level, on average, of those
+      of the whole image cut by torchvision, which ``exact=True`` gives.
     - ``augment("eval", size, crop=0.875)``: shorter side resized to size / crop, central square cut out.
 
     The last two take ``interpolation="bicubic"``, as transformers are trained with, in place of "bilinear".
@@ -67,11 +70,15 @@ def _inception(
     flip: bool = True,
     jitter: Sequence[float] | None = None,
     interpolation: str = "bilinear",
+    exact: bool = False,
 ) -> Chain:
     pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (scale, ratio))
     if not pairs or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise UserError(f"augment(inception): scale {scale} must lie in (0, 1], ratio {ratio} above 0, low before high")
-    chain = Chain() | random_box(size=_side(size), scale=tuple(scale), ratio=tuple(ratio), **_kernel(interpolation))
+    if not isinstance(exact, bool):
+        raise UserError(f"augment(inception): exact is {exact!r}; it is true or false")
+    unusual = _kernel(interpolation) | ({"exact": True} if exact else {})
+    chain = Chain() | random_box(size=_side(size), scale=tuple(scale), ratio=tuple(ratio), **unusual)
     if flip:
         chain = chain | random_flip
     if jitter is not None:
@@ -87,7 +94,7 @@ def _evaluation(size: int, crop: float = 0.875, interpolation: str = "bilinear")
     return Chain() | center_box(size=_side(size), crop=crop, **_kernel(interpolation))
 
 
-def _kernel(interpolation: str) -> dict[str, str]:
+def _kernel(interpolation: str) -> dict[str, Any]:
     if interpolation not in ("bilinear", "bicubic"):
         raise UserError(f"augment: interpolation is {interpolation!r}; it is bilinear or bicubic")
     # The usual one stays unsaid: coding plans are found by what their stages say.
@@ -229,8 +236,13 @@ def random_box(
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
+    exact: bool = False,
 ) -> Iterator[Sample]:
-    """A random box of each image, resized to size x size; boxes are drawn from the image's true size."""
+    """A random box of each image, resized to size x size; boxes are drawn from the image's true size.
+
+    Straight after ``decode``, in a stream for training, images are not decoded whole: see
+    :mod:`kdstream.stream.boxes`. ``exact=true`` has them decoded whole and cut by torchvision.
+    """
     for sample in samples:
         draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
         height, width = sample["image"].shape[-2:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import pickle
 import re
@@ -22,17 +23,19 @@ from kdstream.batch import Batch, Sample
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys
+from kdstream.stream.boxes import BoxReader
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain
 
 
-def collate(samples: list[Sample], what: str) -> Batch:
+def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None) -> Batch:
     """Samples of one size to a batch.
 
     Args:
         samples: each with ``image`` uint8 [3,H,W], ``label``, ``index``, ``rng_key`` and, all or none, ``variants``
             [V,3,H,W] with ``qualities`` [V].
         what: names the batch in messages.
+        image: uint8 [N,3,H,W], the samples' images where they are together already, and the samples have none.
 
     Raises:
         UserError: no samples, undecoded samples, images of different sizes.
@@ -41,10 +44,10 @@ def collate(samples: list[Sample], what: str) -> Batch:
         raise UserError(
             f"{what}: the stages dropped all of its samples; use larger batches, or drop them when making the shards"
         )
-    for sample in samples:
+    for sample in samples if image is None else ():
         if "image" not in sample:
             raise UserError(f"{what}: sample {sample.get('__key__')!r} has no pixels; begin the chain with decode")
-    sizes = {tuple(sample["image"].shape) for sample in samples}
+    sizes = {tuple(sample["image"].shape) for sample in samples} if image is None else set()
     if len(sizes) > 1:
         some = " and ".join("x".join(map(str, size[-2:])) for size in sorted(sizes)[:2])
         raise UserError(
@@ -58,7 +61,7 @@ def collate(samples: list[Sample], what: str) -> Batch:
     def stacked(name: str) -> torch.Tensor | None:
         return torch.stack([sample[name] for sample in samples]) if name in samples[0] else None
 
-    image = stacked("image")
+    image = stacked("image") if image is None else image
     assert image is not None
     return Batch(
         image=image,
@@ -78,10 +81,21 @@ class Failure:
 
 
 class Reader(Dataset[Any]):
-    """Makes one rank's slice of global batch (epoch, step); needs nothing but the two numbers."""
+    """Makes one rank's slice of global batch (epoch, step); needs nothing but the two numbers.
 
-    def __init__(self, shards: ShardSet, plan: Plan, chain: Chain, rank: int, world: int):
+    Args:
+        shards: where samples are read.
+        plan: which are a batch.
+        chain: what is done to them on the host.
+        rank, world: of the process.
+        boxes: what comes before the chain and does the work of its first stages in one step; or None.
+    """
+
+    def __init__(
+        self, shards: ShardSet, plan: Plan, chain: Chain, rank: int, world: int, boxes: BoxReader | None = None
+    ):
         self.shards, self.plan, self.chain, self.rank, self.world = shards, plan, chain, rank, world
+        self.boxes = boxes
 
     def index(self, epoch: int, step: int) -> torch.Tensor:
         """Which samples the batch is made of, int64 [n]."""
@@ -98,15 +112,30 @@ class Reader(Dataset[Any]):
     def batch_bytes(self, epoch: int, step: int) -> int:
         """About what a batch takes in memory, measured at its first sample."""
         index = self.index(epoch, step)
-        made = list(self.chain(self.samples(epoch, index[:1])))
-        tensors = (value for sample in made[:1] for value in sample.values() if isinstance(value, torch.Tensor))
+        samples, image = self._made(epoch, index[:1])
+        if image is not None:
+            return len(index) * image.nbytes
+        tensors = (value for sample in samples[:1] for value in sample.values() if isinstance(value, torch.Tensor))
         return len(index) * sum(tensor.nbytes for tensor in tensors)
+
+    def _made(self, epoch: int, index: torch.Tensor) -> tuple[list[Sample], torch.Tensor | None]:
+        """The samples of these numbers after the chain; their images apart where they are together already."""
+        if self.boxes is None:
+            return list(self.chain(self.samples(epoch, index))), None
+        samples = list(self.samples(epoch, index))
+        views = _room((len(index), 3, self.boxes.size, self.boxes.size))
+        self.boxes.views(samples, views)
+        if not self.chain.stages:
+            return samples, views
+        for sample, view in zip(samples, views, strict=True):
+            sample["image"] = view
+        return list(self.chain(iter(samples))), None
 
     def __getitem__(self, at: tuple[int, int]) -> Batch | Failure:
         epoch, step = at
         try:
-            samples = self.samples(epoch, self.index(epoch, step))
-            batch = collate(list(self.chain(samples)), f"batch {step} of epoch {epoch}")
+            samples, image = self._made(epoch, self.index(epoch, step))
+            batch = collate(samples, f"batch {step} of epoch {epoch}", image)
             return batch if get_worker_info() is None else _shared(batch)
         except UserError as error:
             return Failure(str(error))
@@ -131,12 +160,33 @@ def _shared(batch: Batch) -> Batch:
     Done here: where there is no more of it, torch's own thread, which would do it later, drops the batch without a word
     to the main process, which then waits for ever.
     """
-    try:
+    with _sharing(_bytes(batch)):
         return batch.map_tensors(torch.Tensor.share_memory_)
+
+
+def _room(shape: tuple[int, ...]) -> torch.Tensor:
+    """A uint8 tensor to be filled; in a reader process in memory that the main process will see as well.
+
+    Raises:
+        UserError: too little shared memory.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    size = math.prod(shape)
+    with _sharing(size):
+        storage = torch.UntypedStorage._new_shared(size)  # type: ignore[arg-type]  # as torch's own collate takes it
+        return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+
+
+@contextlib.contextmanager
+def _sharing(size: int) -> Iterator[None]:
+    """Tells in one line why so many bytes cannot be shared."""
+    try:
+        yield
     except (RuntimeError, OSError) as error:
         if "Too many open files" in str(error):
             raise _too_many_files() from None
-        raise UserError(_too_little(f"a batch of {_size(_bytes(batch))} does not fit ({_reason(error)})")) from None
+        raise UserError(_too_little(f"a batch of {_size(size)} does not fit ({_reason(error)})")) from None
 
 
 def _too_many_files() -> UserError:

@@ -14,6 +14,7 @@ import torch
 from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
+from kdstream.stream.boxes import WAY, cut_while_decoding
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
@@ -77,6 +78,8 @@ class Stream:
         self._loaded = object()  # passes that began before a state was loaded move the stream no more
         self._loader: Loader | None = None
         self._device_chain = Chain()
+        self._exact = False  # boxes are cut from whole images, as they were when the loaded state was made
+        self._way: int | None = None  # how they were cut then, where that was done while decoding
         smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
         if train and self.world > smallest:
             raise UserError(
@@ -106,11 +109,21 @@ class Stream:
         return len(self._route())
 
     def state_dict(self) -> dict[str, int]:
-        """Where the pass that began last stands: its next batch is ``step`` of ``epoch``."""
-        return {"epoch": self.epoch, "step": self.step}
+        """Where the pass that began last stands: its next batch is ``step`` of ``epoch``; how boxes are cut (``boxes``)
+        where that is done while decoding."""
+        cut = self.train and not self._exact and cut_while_decoding(self.chain, Chain())[0] is not None
+        return {"epoch": self.epoch, "step": self.step} | ({"boxes": WAY} if cut else {})
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from a state: the next pass begins with that batch."""
+        """Continue from a state: the next pass begins with that batch. Where it was made when whole images were
+        decoded, they are decoded whole to the end, so that no training has some of its pixels so and some otherwise.
+
+        Where boxes cannot be cut here as they were, the next pass says so.
+        """
+        way = state.get("boxes")
+        exact = way is None and bool(state["epoch"] or state["step"])
+        if (exact, way) != (self._exact, self._way):
+            self._exact, self._way, self._loader = exact, way, None
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._first, self._latest, self._loaded = self.step, None, object()
 
@@ -142,10 +155,18 @@ class Stream:
             place: dict[str, Any] = {"rank": self.rank, "world": self.world}
             place |= {"workers": self.workers, "device": self.device}
             chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
-            host, self._device_chain = chain.split()
-            self._loader = Loader(
-                Reader(self.dataset, self.plan, host, self.rank, self.world), self.workers, self.device
-            )
+            host, device = chain.split()
+            boxes = None
+            if self.train and not self._exact:
+                boxes, host, device = cut_while_decoding(host, device)
+            if self._way is not None and (boxes is None or self._way != WAY):
+                raise UserError(
+                    "the state to continue from was made while images were cut as they are decoded, in a way that this "
+                    "stream does not have: use the same stream and version of kdstream, and numba, or start anew"
+                )
+            self._device_chain = device
+            reader = Reader(self.dataset, self.plan, host, self.rank, self.world, boxes)
+            self._loader = Loader(reader, self.workers, self.device)
         return self._loader
 
     def _route(self) -> range:
