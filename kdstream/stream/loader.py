@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import math
 import os
 import pickle
@@ -33,7 +34,8 @@ def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None)
 
     Args:
         samples: each with ``image`` uint8 [3,H,W], ``label``, ``index``, ``rng_key`` and, all or none, ``variants``
-            [V,3,H,W] with ``qualities`` [V].
+            [V,3,H,W] with ``qualities`` [V]. Those with a ``box`` (top, left, height, width) may differ in size: they
+            make a batch with ``pixels`` and ``places``.
         what: names the batch in messages.
         image: uint8 [N,3,H,W], the samples' images where they are together already, and the samples have none.
 
@@ -47,6 +49,9 @@ def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None)
     for sample in samples if image is None else ():
         if "image" not in sample:
             raise UserError(f"{what}: sample {sample.get('__key__')!r} has no pixels; begin the chain with decode")
+    pixels = places = None
+    if "box" in samples[0]:
+        image, pixels, places = _one_after_another(samples)
     sizes = {tuple(sample["image"].shape) for sample in samples} if image is None else set()
     if len(sizes) > 1:
         some = " and ".join("x".join(map(str, size[-2:])) for size in sorted(sizes)[:2])
@@ -70,7 +75,21 @@ def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None)
         variants=stacked("variants"),
         qualities=stacked("qualities"),
         rng_key=column("rng_key"),
+        pixels=pixels,
+        places=places,
     )
+
+
+def _one_after_another(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, ...]]]:
+    """Images of different sizes and the boxes to be cut: ``image``, ``pixels`` and ``places`` of a batch."""
+    sizes = [sample["image"].numel() for sample in samples]
+    pixels = _room((sum(sizes),))
+    torch.cat([sample["image"].flatten() for sample in samples], out=pixels)
+    places = [
+        (start, *sample["image"].shape[1:], *sample["box"])
+        for start, sample in zip(itertools.accumulate(sizes, initial=0), samples, strict=False)
+    ]
+    return torch.empty(len(samples), 3, 0, 0, dtype=torch.uint8), pixels, places
 
 
 @dataclass(frozen=True)

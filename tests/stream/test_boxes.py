@@ -16,10 +16,11 @@ from tars import write_tar
 import kdstream as kd
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys
-from kdstream.stream.augment import augment, random_box, random_flip
+from kdstream.stream.augment import augment, cut_boxes, random_box, random_flip
 from kdstream.stream.boxes import BoxReader, cut_while_decoding
 from kdstream.stream.decode import decode
 from kdstream.stream.language import parse_chain
+from kdstream.stream.planning import unaugmented
 from kdstream.stream.stream import Stream
 
 READER = BoxReader(True, 10**6, 48, (0.08, 1.0), (3 / 4, 4 / 3), "bilinear", flip=True)
@@ -172,6 +173,36 @@ def test_a_training_goes_on_with_the_pixels_it_began_with(shards):
         wrong.load_state_dict({"epoch": 0, "step": 1, "boxes": 2})
         with pytest.raises(UserError, match="in a way that this stream does not have"):
             next(iter(wrong))
+
+
+def test_the_device_cuts_the_same_boxes(shards):
+    exact = pixels(Stream(shards, 4) | "decode | augment(inception, 24, exact=true)")
+    for interpolation in ("bilinear", "bicubic"):
+        text = f"decode | augment(inception, 24, interpolation={interpolation}, on=DEVICE)"
+        stream = Stream(shards, 4) | text.replace("DEVICE", "device")
+        batches = list(stream)
+        found = pixels(batches)
+        assert found.equal(pixels(Stream(shards, 4, workers=1) | text.replace("DEVICE", "device")))
+        assert gap(found, pixels(Stream(shards, 4) | text.replace("DEVICE", "host"))).max() < 2
+        assert (interpolation == "bilinear") == found.equal(exact)
+        assert batches[0].pixels is None
+        assert stream.state_dict() == {"epoch": 1, "step": 0}
+
+
+def test_on_the_device_goes_with_what_follows(shards):
+    text = "decode | augment(inception, 24, on=device, jitter=[0.4, 0.4, 0.4, 0.1]) | coded(fixed(50), plan=off)"
+    batch = next(iter(Stream(shards, 4) | text))
+    assert batch.image.shape == (4, 3, 24, 24)
+    assert batch.variants.shape == (4, 1, 3, 24, 24)
+    view = unaugmented(parse_chain("decode | augment(inception, 24, on=device) | coded").stages, 4)
+    assert [stage.name for stage in view.stages[:2]] == ["decode", "center_box"]
+    with pytest.raises(UserError, match="put coded after it"):
+        next(iter(Stream(shards, 4) | "decode | coded(fixed(50), plan=off) | augment(inception, 24, on=device)"))
+    with pytest.raises(UserError, match="no whole images to cut"):
+        next(iter(Stream(shards, 4) | decode | random_box(size=8) | cut_boxes(size=8)))
+    for wrong in ({"on": "gpu"}, {"on": "device", "exact": True}):
+        with pytest.raises(UserError, match="on is"):
+            augment("inception", 24, **wrong)
 
 
 def test_what_is_wrong_with_a_file_is_told_as_ever(shards):
