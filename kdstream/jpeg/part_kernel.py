@@ -3,6 +3,9 @@
 Importing this module compiles the kernel or reads it from numba's cache on disk.
 """
 
+# mypy: disable-error-code="assignment"
+# Numbers that numba makes int64 are Python's and numpy's in turn to mypy.
+
 from __future__ import annotations
 
 import hashlib

@@ -270,7 +270,8 @@ def draw_boxes(samples: Iterator[Sample], scale: Sequence[float], ratio: Sequenc
                 "the host"
             )
         draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
-        sample["box"] = draw_box(*sample["image"].shape[-2:], draws, scale, ratio)
+        height, width = sample["image"].shape[-2:]
+        sample["box"] = draw_box(height, width, draws, scale, ratio)
         yield sample
 
 

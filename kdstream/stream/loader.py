@@ -193,8 +193,8 @@ def _room(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     size = math.prod(shape)
     with _sharing(size):
-        storage = torch.UntypedStorage._new_shared(size)  # type: ignore[arg-type]  # as torch's own collate takes it
-        return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+        storage = torch.UntypedStorage._new_shared(size)
+        return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 @contextlib.contextmanager
