@@ -62,6 +62,10 @@ class Batch:
         selector: how the ``teacher`` stage chooses among the versions; set by ``coded`` together with ``variants``.
         soft: float [N,C], shares of the classes in a mixed image, which sum to 1; ``label`` is the class of the largest
             then. None where images are whole.
+        pixels: uint8 [sum of 3*H*W], images of different sizes one after another, each [3,H,W]; ``image`` is
+            [N,3,0,0] then, until a stage has cut views of one size out of them. None where that is done.
+        places: for each image in ``pixels``: where it begins, H, W, and the box to be cut: top, left, height, width.
+            Plain numbers, so that no accelerator is asked for them.
     """
 
     image: Tensor
@@ -74,6 +78,8 @@ class Batch:
     qualities: Tensor | None = None
     selector: Callable[..., Tensor] | None = None
     soft: Tensor | None = None
+    pixels: Tensor | None = None
+    places: list[tuple[int, ...]] | None = None
 
     @property
     def target(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from kdstream.convert.smaller import Smaller
 from kdstream.convert.split import Split
@@ -49,8 +50,8 @@ def cost_of(name: str, images: Split, numbers: Sequence[int], stats: ImageStats)
             made = smaller(data)
             if made is None:
                 continue
-            whole += _seconds(lambda data=data: to_rgb(open_image(data)))
-            less += _seconds(lambda made=made: to_rgb(open_image(made)))
+            whole += _seconds(partial(_decoded, data))
+            less += _seconds(partial(_decoded, made))
         except Exception:  # Pillow raises many kinds for damaged files
             continue
         bytes_whole, bytes_less, count = bytes_whole + len(data), bytes_less + len(made), count + 1
@@ -63,6 +64,10 @@ def cost_of(name: str, images: Split, numbers: Sequence[int], stats: ImageStats)
         f"--resize {OFFERED} it takes {1e3 * less:.1f} ms and {_time(less * stats.count)}, and "
         f"{bytes_less / count / 1e3:,.0f} KB an image in place of {bytes_whole / count / 1e3:,.0f}"
     ]
+
+
+def _decoded(data: bytes) -> object:
+    return to_rgb(open_image(data))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -42,7 +42,7 @@ from kdstream.jpeg.tables import (
     rgb_to_ycc_weights,
     ycc_to_rgb_weights,
 )
-from kdstream.jpeg.vectors import I8, I32, Emitter, Machine
+from kdstream.jpeg.vectors import I8, I32, I64, Emitter, Machine
 
 MACHINE = Machine.of(*(cpu_target.target_context.codegen().magic_tuple()[i] for i in (0, 2)))
 LANES = MACHINE.lanes
@@ -241,29 +241,41 @@ def forward_columns(e: Emitter, column: ir.Value, coefficients: ir.Value) -> Non
         e.store(e.bits_or(e.add16(pair, pair), e.pair(1, 1)), coefficients, i * V)
 
 
-def _inverse_columns(e: Emitter, coefficients: ir.Value, words: Callable[[int], ir.Value], rows: ir.Value) -> None:
-    """Quantise, dequantise, first pass of the inverse DCT, for the two columns of a pair."""
+def _inverse_columns(e: Emitter, value: Callable[[int], ir.Value], rows: ir.Value) -> None:
+    """First pass of the inverse DCT for the two columns of a pair; ``value(i)`` gives vector i of 8, dequantised."""
     sums = []
     for column in range(2):
-        pairs = []
-        for i in range(4 * column, 4 * column + 4):
-            level = e.mulhrs16(e.mulhi16(e.load(coefficients, i * V), words(3 * i)), words(3 * i + 1))
-            pairs.append(e.mul16(level, words(3 * i + 2)))
-        sums.append(_inverse(e, pairs, _PASS1_SHIFT))
+        sums.append(_inverse(e, [value(i) for i in range(4 * column, 4 * column + 4)], _PASS1_SHIFT))
     for row, (low, high) in enumerate(zip(*sums, strict=True)):
         e.store(_shifted_pair(e, low, high, _PASS1_SHIFT), rows, 4 * row * V)
+
+
+def _requantised(e: Emitter, coefficients: ir.Value, words: Callable[[int], ir.Value]) -> Callable[[int], ir.Value]:
+    """Coefficients of the forward DCT, quantised and dequantised."""
+
+    def value(i: int) -> ir.Value:
+        level = e.mulhrs16(e.mulhi16(e.load(coefficients, i * V), words(3 * i)), words(3 * i + 1))
+        return e.mul16(level, words(3 * i + 2))
+
+    return value
 
 
 @_on_addresses(3)
 def inverse_columns(e: Emitter, coefficients: ir.Value, table: ir.Value, rows: ir.Value) -> None:
     """8 vectors of coefficients (two columns), 24 words -> one pair vector in each of 8 rows."""
-    _inverse_columns(e, coefficients, lambda i: e.load_splat(table, 4 * i), rows)
+    _inverse_columns(e, _requantised(e, coefficients, lambda i: e.load_splat(table, 4 * i)), rows)
 
 
 @_on_addresses(3)
 def inverse_columns_each(e: Emitter, coefficients: ir.Value, table: ir.Value, rows: ir.Value) -> None:
     """The same with 24 vectors of words: every block has its own quality."""
-    _inverse_columns(e, coefficients, lambda i: e.load(table, i * V), rows)
+    _inverse_columns(e, _requantised(e, coefficients, lambda i: e.load(table, i * V)), rows)
+
+
+@_on_addresses(2)
+def inverse_columns_read(e: Emitter, coefficients: ir.Value, rows: ir.Value) -> None:
+    """The same for coefficients as a file holds them, dequantised."""
+    _inverse_columns(e, lambda i: e.load(coefficients, i * V), rows)
 
 
 @_on_addresses(3)
@@ -386,6 +398,17 @@ def _pointer(typing_context, address):
 
     return types.voidptr(types.int64), generate
 
+
+def _big_endian(typing_context, address):
+
+    def generate(context, builder, signature, values):
+        return builder.bswap(builder.load(builder.inttoptr(values[0], I64.as_pointer()), align=1))
+
+    return types.uint64(types.int64), generate
+
+
+load_64: Any = intrinsic(_big_endian)
+"""The 8 bytes at an address as an unsigned number, the first of them its highest."""
 
 at: Any = intrinsic(_pointer)
 """An address as a pointer, for ``numba.carray``: called with the address alone."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from numba import njit, types
 
 from kdstream.jpeg import cpu_blocks, vectors
 from kdstream.jpeg import tables as jpeg_tables
+from kdstream.jpeg.compiled import compiled
 from kdstream.jpeg.cpu_blocks import (
     LANES,
     PAIRS_SPLIT,
@@ -536,16 +536,6 @@ _INT, _FOUR = types.int64, types.UniTuple(types.int64, 4)
 _COMMON = (_INT, _FOUR, _INT, _FOUR, _INT, _INT, _INT, _INT, _INT)
 
 
-def _compiled(function: Callable, arguments: tuple) -> Callable:
-    """A function compiled by numba or read from its cache on disk; without cache where none can be read or written."""
-    signature = types.int64(*arguments)
-    try:
-        return njit(signature, error_model="numpy", nogil=True, cache=True)(function)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-        # numba finds no folder, or it is full, or a file in it is broken.
-        return njit(signature, error_model="numpy", nogil=True)(function)
-
-
 def _entries(version: int) -> tuple[Callable, Callable]:
     """What Python calls.
 
@@ -561,7 +551,7 @@ def _entries(version: int) -> tuple[Callable, Callable]:
         _halved(images, strides, result, shape, qualities, of_image, count, tables, workspace, many, band, first, last)
         return version
 
-    return _compiled(full, (*_COMMON, _INT, _INT)), _compiled(halved, (*_COMMON, _INT, _INT, _INT, _INT))
+    return compiled(full, (*_COMMON, _INT, _INT)), compiled(halved, (*_COMMON, _INT, _INT, _INT, _INT))
 
 
 _sources = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (cpu_blocks, jpeg_tables, vectors))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +28,18 @@ def augment(kind: str, *args: object, **settings: object) -> Chain:
 
     - ``augment("cifar", pad=4, mode="zeros", flip=True)``: pad on all sides, crop the original size at random, flip
       with probability 1/2; ``mode="reflect"`` pads by reflection.
-    - ``augment("inception", size, scale=(0.08, 1), ratio=(3/4, 4/3), flip=True, jitter=None)``: a random box resized to
-      ``size`` x ``size``, flipped with probability 1/2 (Szegedy et al. 2015, "Going deeper with convolutions",
-      section 6). ``jitter``: (brightness, contrast, saturation, hue) strengths as in torchvision's ColorJitter.
+    - ``augment("inception", size, scale=(0.08, 1), ratio=(3/4, 4/3), flip=True, jitter=None, exact=False)``: a random
+      box resized to ``size`` x ``size``, flipped with probability 1/2 (Szegedy et al. 2015, "Going deeper with
+      convolutions", section 6). ``jitter``: (brightness, contrast, saturation, hue) strengths as in torchvision's
+      ColorJitter. After ``decode``, only the box is decoded; its pixels are within one grey level, on average, of those
+      of the whole image cut by torchvision, which ``exact=True`` gives. ``on="device"``: readers decode whole images,
+      and the accelerator cuts the same boxes out of them.
     - ``augment("eval", size, crop=0.875)``: shorter side resized to size / crop, central square cut out.
 
     The last two take ``interpolation="bicubic"``, as transformers are trained with, in place of "bilinear".
 
-    Boxes are cut on the host, because photographs differ in size; flips, crops and colour happen on the accelerator.
+    Boxes are cut on the host, because photographs differ in size, unless ``on="device"`` asks for it; flips, crops and
+    colour happen on the accelerator.
 
     Raises:
         UserError: another kind, or settings that the kind does not have.
@@ -69,11 +74,22 @@ def _inception(
     flip: bool = True,
     jitter: Sequence[float] | None = None,
     interpolation: str = "bilinear",
+    exact: bool = False,
+    on: str = "host",
 ) -> Chain:
     pairs = all(isinstance(pair, Sequence) and len(pair) == 2 for pair in (scale, ratio))
     if not pairs or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
         raise UserError(f"augment(inception): scale {scale} must lie in (0, 1], ratio {ratio} above 0, low before high")
-    chain = Chain() | random_box(size=_side(size), scale=tuple(scale), ratio=tuple(ratio), **_kernel(interpolation))
+    if not isinstance(exact, bool):
+        raise UserError(f"augment(inception): exact is {exact!r}; it is true or false")
+    if on not in ("host", "device") or (exact and on == "device"):
+        raise UserError(f"augment(inception): on is {on!r}; it is host, or device (which is exact, and never told so)")
+    drawn = {"scale": tuple(scale), "ratio": tuple(ratio)}
+    if on == "device":
+        chain = Chain() | draw_boxes(**drawn) | cut_boxes(size=_side(size), **_kernel(interpolation))
+    else:
+        unusual = _kernel(interpolation) | ({"exact": True} if exact else {})
+        chain = Chain() | random_box(size=_side(size), **drawn, **unusual)
     if flip:
         chain = chain | random_flip
     if jitter is not None:
@@ -89,7 +105,7 @@ def _evaluation(size: int, crop: float = 0.875, interpolation: str = "bilinear")
     return Chain() | center_box(size=_side(size), crop=crop, **_kernel(interpolation))
 
 
-def _kernel(interpolation: str) -> dict[str, str]:
+def _kernel(interpolation: str) -> dict[str, Any]:
     if interpolation not in ("bilinear", "bicubic"):
         raise UserError(f"augment: interpolation is {interpolation!r}; it is bilinear or bicubic")
     # The usual one stays unsaid: coding plans are found by what their stages say.
@@ -241,13 +257,53 @@ def random_box(
     scale: Sequence[float] = (0.08, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
+    exact: bool = False,
 ) -> Iterator[Sample]:
-    """A random box of each image, resized to size x size; boxes are drawn from the image's true size."""
+    """A random box of each image, resized to size x size; boxes are drawn from the image's true size.
+
+    Straight after ``decode``, in a stream for training, images are not decoded whole: see
+    :mod:`kdstream.stream.boxes`. ``exact=true`` has them decoded whole and cut by torchvision.
+    """
     for sample in samples:
         draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
         height, width = sample["image"].shape[-2:]
         box = draw_box(height, width, draws, scale, ratio)
         yield _cut(sample, *box, (size, size), interpolation)
+
+
+@stage(random=True)
+def draw_boxes(samples: Iterator[Sample], scale: Sequence[float], ratio: Sequence[float]) -> Iterator[Sample]:
+    """Draw the box of :func:`random_box`, and leave the cutting to :func:`cut_boxes`, on the accelerator."""
+    for sample in samples:
+        if "variants" in sample:
+            raise UserError(
+                "augment(inception, on=device) cuts images without compressed versions: put coded after it, or cut on "
+                "the host"
+            )
+        draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
+        height, width = sample["image"].shape[-2:]
+        sample["box"] = draw_box(height, width, draws, scale, ratio)
+        yield sample
+
+
+@batch_stage(random=True, role="box")
+def cut_boxes(batches: Iterator[Batch], size: int, interpolation: str = "bilinear") -> Iterator[Batch]:
+    """Cut the boxes that were drawn out of whole images of any sizes, each resized to size x size, antialiased.
+
+    One image at a time, as its box is: no padding, and a view does not depend on what else is in the batch. kornia's
+    ``crop_and_resize`` takes images of one size and samples four pixels for each of the view's, whatever the scale;
+    torch's own antialiased kernel weights pixels as Pillow does. On the CPU the pixels are those of the host's exact
+    way.
+    """
+    kernel = InterpolationMode(interpolation)
+    for batch in batches:
+        if batch.pixels is None or batch.places is None:
+            raise UserError("cut_boxes: there are no whole images to cut: use it as augment(inception, on=device)")
+        image = torch.empty(len(batch), 3, size, size, dtype=torch.uint8, device=batch.pixels.device)
+        for view, (start, height, width, *box) in zip(image, batch.places, strict=True):
+            whole = batch.pixels[start : start + 3 * height * width].view(3, height, width)
+            view.copy_(tv.resized_crop(whole, *box, [size, size], kernel, antialias=True))
+        yield replace(batch, image=image, pixels=None, places=None)
 
 
 @stage(role="box")

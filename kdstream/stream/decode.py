@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -59,14 +60,31 @@ def decode(samples: Iterator[Sample], upright: bool = True, max_pixels: int = MA
         max_pixels: greater images are refused.
     """
     for sample in samples:
-        extension = next((name for name in sample if name.lower() in IMAGE_EXTENSIONS), None)
-        what = f"sample {sample.get('__key__')!r} of {sample.get('__url__')}"
-        if extension is None:
-            raise UserError(f"{what} holds no image: its members are {', '.join(n for n in sample if n[:2] != '__')}")
-        try:
-            sample["image"] = read_image(sample[extension], f"{what} ({extension})", upright, max_pixels)
-        except Undecodable as fault:
-            fault.index, fault.key, fault.shard = sample.get("index"), str(sample["__key__"]), str(sample["__url__"])
-            raise
+        data, what = image_of(sample)
+        with telling_which(sample):
+            sample["image"] = read_image(data, what, upright, max_pixels)
         sample["label"] = int(sample["cls"])
         yield sample
+
+
+@contextlib.contextmanager
+def telling_which(sample: Sample) -> Iterator[None]:
+    """What cannot be decoded within the block is this sample's image."""
+    try:
+        yield
+    except Undecodable as fault:
+        fault.index, fault.key, fault.shard = sample.get("index"), str(sample["__key__"]), str(sample["__url__"])
+        raise
+
+
+def image_of(sample: Sample) -> tuple[bytes, str]:
+    """A sample's image file, and what to call it in messages.
+
+    Raises:
+        UserError: it has none.
+    """
+    extension = next((name for name in sample if name.lower() in IMAGE_EXTENSIONS), None)
+    what = f"sample {sample.get('__key__')!r} of {sample.get('__url__')}"
+    if extension is None:
+        raise UserError(f"{what} holds no image: its members are {', '.join(n for n in sample if n[:2] != '__')}")
+    return sample[extension], f"{what} ({extension})"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
+import math
 import os
 import pickle
 import re
@@ -23,19 +25,22 @@ from kdstream.data.faults import Faults, Undecodable
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys, words
+from kdstream.stream.boxes import BoxReader
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain
 
 T = TypeVar("T")
 
 
-def collate(samples: list[Sample], what: str) -> Batch:
+def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None) -> Batch:
     """Samples of one size to a batch.
 
     Args:
         samples: each with ``image`` uint8 [3,H,W], ``label``, ``index``, ``rng_key`` and, all or none, ``variants``
-            [V,3,H,W] with ``qualities`` [V].
+            [V,3,H,W] with ``qualities`` [V]. Those with a ``box`` (top, left, height, width) may differ in size: they
+            make a batch with ``pixels`` and ``places``.
         what: names the batch in messages.
+        image: uint8 [N,3,H,W], the samples' images where they are together already, and the samples have none.
 
     Raises:
         UserError: no samples, undecoded samples, images of different sizes.
@@ -44,10 +49,13 @@ def collate(samples: list[Sample], what: str) -> Batch:
         raise UserError(
             f"{what}: the stages dropped all of its samples; use larger batches, or drop them when making the shards"
         )
-    for sample in samples:
+    for sample in samples if image is None else ():
         if "image" not in sample:
             raise UserError(f"{what}: sample {sample.get('__key__')!r} has no pixels; begin the chain with decode")
-    sizes = {tuple(sample["image"].shape) for sample in samples}
+    pixels = places = None
+    if "box" in samples[0]:
+        image, pixels, places = _one_after_another(samples)
+    sizes = {tuple(sample["image"].shape) for sample in samples} if image is None else set()
     if len(sizes) > 1:
         some = " and ".join("x".join(map(str, size[-2:])) for size in sorted(sizes)[:2])
         raise UserError(
@@ -61,7 +69,7 @@ def collate(samples: list[Sample], what: str) -> Batch:
     def stacked(name: str) -> torch.Tensor | None:
         return torch.stack([sample[name] for sample in samples]) if name in samples[0] else None
 
-    image = stacked("image")
+    image = stacked("image") if image is None else image
     assert image is not None
     return Batch(
         image=image,
@@ -70,7 +78,21 @@ def collate(samples: list[Sample], what: str) -> Batch:
         variants=stacked("variants"),
         qualities=stacked("qualities"),
         rng_key=column("rng_key"),
+        pixels=pixels,
+        places=places,
     )
+
+
+def _one_after_another(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, ...]]]:
+    """Images of different sizes and the boxes to be cut: ``image``, ``pixels`` and ``places`` of a batch."""
+    sizes = [sample["image"].numel() for sample in samples]
+    pixels = _room((sum(sizes),))
+    torch.cat([sample["image"].flatten() for sample in samples], out=pixels)
+    places = [
+        (start, *sample["image"].shape[1:], *sample["box"])
+        for start, sample in zip(itertools.accumulate(sizes, initial=0), samples, strict=False)
+    ]
+    return torch.empty(len(samples), 3, 0, 0, dtype=torch.uint8), pixels, places
 
 
 @dataclass(frozen=True)
@@ -93,9 +115,13 @@ class Reader(Dataset[Any]):
     """Makes one rank's slice of global batch (epoch, step); needs nothing but the two numbers.
 
     Args:
-        shards, plan, chain, rank, world: of the stream; ``chain`` is its part on the host.
+        shards: where samples are read.
+        plan: which are a batch.
+        chain: what is done to them on the host.
+        rank, world: of the process.
         faults: where samples are listed whose image cannot be decoded; others stand in for them then. None = stop.
         numbered: who stands in bears the number of the sample that he stands in for.
+        boxes: what comes before the chain and does the work of its first stages in one step; or None.
     """
 
     def __init__(
@@ -107,9 +133,10 @@ class Reader(Dataset[Any]):
         world: int,
         faults: Faults | None = None,
         numbered: bool = False,
+        boxes: BoxReader | None = None,
     ):
         self.shards, self.plan, self.chain, self.rank, self.world = shards, plan, chain, rank, world
-        self.faults, self.numbered = faults, numbered
+        self.faults, self.numbered, self.boxes = faults, numbered, boxes
         self._unreadable: set[int] = set()
         self._read: dict[int, int] = {}  # of the batch in hand: number that the sample bears -> number in the shards
 
@@ -164,25 +191,38 @@ class Reader(Dataset[Any]):
     def batch_bytes(self, epoch: int, step: int) -> int:
         """About what a batch takes in memory, measured at its first sample."""
         index = self.index(epoch, step)
-        made = self._forgiving(lambda: list(self.chain(self.samples(epoch, index[:1]))))
-        return len(index) * sample_bytes(made)
+        samples, image = self._forgiving(lambda: self._through(self.samples(epoch, index[:1])))
+        return len(index) * (sample_bytes(samples) if image is None else image.nbytes)
 
     def raw(self, epoch: int, step: int) -> Iterator[Sample] | None:
         """The raw samples of a batch; None where there is no such batch."""
         self._read.clear()
         return self.samples(epoch, self.index(epoch, step))
 
-    def _made(self, epoch: int, step: int) -> list[Sample] | None:
+    def _made(self, epoch: int, step: int) -> tuple[list[Sample], torch.Tensor | None] | None:
         raw = self.raw(epoch, step)
-        return None if raw is None else list(self.chain(raw))
+        return None if raw is None else self._through(raw)
+
+    def _through(self, raw: Iterator[Sample]) -> tuple[list[Sample], torch.Tensor | None]:
+        """Samples after the chain; their images apart where they are together already."""
+        if self.boxes is None:
+            return list(self.chain(raw)), None
+        samples = list(raw)
+        views = _room((len(samples), 3, self.boxes.size, self.boxes.size))
+        self.boxes.views(samples, views)
+        if not self.chain.stages:
+            return samples, views
+        for sample, view in zip(samples, views, strict=True):
+            sample["image"] = view
+        return list(self.chain(iter(samples))), None
 
     def __getitem__(self, at: tuple[int, int]) -> Batch | Failure | End:
         epoch, step = at
         try:
-            samples = self._forgiving(lambda: self._made(epoch, step))
-            if samples is None:
+            made = self._forgiving(lambda: self._made(epoch, step))
+            if made is None:
                 return End()
-            batch = collate(samples, f"batch {step} of epoch {epoch}")
+            batch = collate(made[0], f"batch {step} of epoch {epoch}", made[1])
             return batch if get_worker_info() is None else _shared(batch)
         except UserError as error:
             return Failure(str(error))
@@ -213,12 +253,33 @@ def _shared(batch: Batch) -> Batch:
     Done here: where there is no more of it, torch's own thread, which would do it later, drops the batch without a word
     to the main process, which then waits for ever.
     """
-    try:
+    with _sharing(_bytes(batch)):
         return batch.map_tensors(torch.Tensor.share_memory_)
+
+
+def _room(shape: tuple[int, ...]) -> torch.Tensor:
+    """A uint8 tensor to be filled; in a reader process in memory that the main process will see as well.
+
+    Raises:
+        UserError: too little shared memory.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    size = math.prod(shape)
+    with _sharing(size):
+        storage = torch.UntypedStorage._new_shared(size)
+        return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+@contextlib.contextmanager
+def _sharing(size: int) -> Iterator[None]:
+    """Tells in one line why so many bytes cannot be shared."""
+    try:
+        yield
     except (RuntimeError, OSError) as error:
         if "Too many open files" in str(error):
             raise _too_many_files() from None
-        raise UserError(_too_little(f"a batch of {_size(_bytes(batch))} does not fit ({_reason(error)})")) from None
+        raise UserError(_too_little(f"a batch of {_size(size)} does not fit ({_reason(error)})")) from None
 
 
 def _too_many_files() -> UserError:

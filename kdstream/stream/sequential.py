@@ -27,6 +27,7 @@ from kdstream.data.faults import Faults
 from kdstream.data.held_out import Part
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys, words
+from kdstream.stream.boxes import BoxReader
 from kdstream.stream.loader import Reader, sample_bytes
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain
@@ -202,8 +203,9 @@ class SequentialReader(Reader):
         world: int,
         faults: Faults | None = None,
         buffer: int = BUFFER,
+        boxes: BoxReader | None = None,
     ):
-        super().__init__(shards, plan, chain, rank, world, faults)
+        super().__init__(shards, plan, chain, rank, world, faults, boxes=boxes)
         self.shards: Any = shards
         self.line, self.buffer = plan, buffer
         self._numbers = {name: number for number, name in enumerate(plan.names)}

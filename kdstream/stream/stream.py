@@ -20,6 +20,7 @@ from kdstream.data.faults import Faults, allowed_share
 from kdstream.data.listing import Listing, open_to_go_through
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
+from kdstream.stream.boxes import WAY, BoxReader, cut_while_decoding
 from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
 from kdstream.stream.coding_plan import alone
 from kdstream.stream.language import parse_chain
@@ -135,6 +136,8 @@ class Stream:
         self._loaded = object()  # passes that began before a state was loaded move the stream no more
         self._loader: Loader | CacheLoader | None = None
         self._device_chain = Chain()
+        self._exact = False  # boxes are cut from whole images, as they were when the loaded state was made
+        self._way: int | None = None  # how they were cut then, where that was done while decoding
         smallest = min(self.plan.batch_size, self.plan.size, -(-self.plan.batch_size // 2))
         if train and self.world > smallest:
             raise UserError(
@@ -217,11 +220,18 @@ class Stream:
         return [] if self.faults is None else self.faults.listed()
 
     def state_dict(self) -> dict[str, int]:
-        """Where the pass that began last stands: its next batch is ``step`` of ``epoch``."""
-        return {"epoch": self.epoch, "step": self.step, **({"world": self.world} if self.sequential else {})}
+        """Where the pass that began last stands: its next batch is ``step`` of ``epoch``; how boxes are cut (``boxes``)
+        where that is done while decoding; of how many processes (``world``) where shards are dealt out to them."""
+        state = {"epoch": self.epoch, "step": self.step}
+        if self.train and not self._exact and cut_while_decoding(self.chain, Chain())[0] is not None:
+            state["boxes"] = WAY
+        return state | ({"world": self.world} if self.sequential else {})
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from a state: the next pass begins with that batch.
+        """Continue from a state: the next pass begins with that batch. Where it was made when whole images were
+        decoded, they are decoded whole to the end, so that no training has some of its pixels so and some otherwise.
+
+        Where boxes cannot be cut here as they were, the next pass says so.
 
         Raises:
             UserError: a state of ``order="sequential"`` on another number of processes.
@@ -231,6 +241,10 @@ class Stream:
                 f"this state is of {state['world']} processes, here are {self.world}: order=sequential deals shards to "
                 "processes, and goes on with as many as it began with"
             )
+        way = state.get("boxes")
+        exact = way is None and bool(state["epoch"] or state["step"])
+        if (exact, way) != (self._exact, self._way):
+            self._exact, self._way, self._loader = exact, way, None
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self._first, self._latest, self._loaded = self.step, None, object()
 
@@ -267,7 +281,11 @@ class Stream:
             else:
                 chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
             host, self._device_chain = chain.split()
-            self._loader = loader_of(self._reader(host), kept, self.workers, self.device)
+            if kept is not None and kept.serves(host):
+                boxes = None
+            else:
+                boxes, host, self._device_chain = self._boxes(host, self._device_chain)
+            self._loader = loader_of(self._reader(host, boxes), kept, self.workers, self.device)
         return self._loader
 
     def _kept(self, known: Mapping[str, Any], after_chunk: Callable[[], None]) -> Decoded | None:
@@ -295,11 +313,27 @@ class Stream:
     def _sequential(self, batch_size: int, seed: int, group: int = 1) -> Plan:
         return sequential_plan(self.dataset, batch_size, seed, self.world, group)
 
-    def _reader(self, host: Chain) -> Reader:
+    def _boxes(self, host: Chain, device: Chain) -> tuple[BoxReader | None, Chain, Chain]:
+        """What cuts boxes while images are decoded, if anything does, and what is left of the chain.
+
+        Raises:
+            UserError: the state to continue from was made so, and that cannot be done here.
+        """
+        boxes = None
+        if self.train and not self._exact:
+            boxes, host, device = cut_while_decoding(host, device)
+        if self._way is not None and (boxes is None or self._way != WAY):
+            raise UserError(
+                "the state to continue from was made while images were cut as they are decoded, in a way that this "
+                "stream does not have: use the same stream and version of kdstream, and numba, or start anew"
+            )
+        return boxes, host, device
+
+    def _reader(self, host: Chain, boxes: BoxReader | None) -> Reader:
         if not self.sequential:
-            return Reader(self.dataset, self.plan, host, self.rank, self.world, self.faults)
+            return Reader(self.dataset, self.plan, host, self.rank, self.world, self.faults, boxes=boxes)
         assert isinstance(self.plan, SequentialPlan)
-        return SequentialReader(self.dataset, self.plan, host, self.rank, self.world, self.faults)
+        return SequentialReader(self.dataset, self.plan, host, self.rank, self.world, self.faults, boxes=boxes)
 
     def _route(self) -> range:
         """The steps of an epoch that this process sees."""

@@ -26,22 +26,22 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     groups = {"Recipe": schema, **schema["$defs"]}
     for kind in _all_groups(Recipe):
-        group = groups[kind.__name__]
-        group.pop("required", None)
-        group["description"] = _first_paragraph(inspect.getdoc(kind) or "")
+        part = groups[kind.__name__]
+        part.pop("required", None)
+        part["description"] = _first_paragraph(inspect.getdoc(kind) or "")
         for name, text in described(kind).items():
-            group["properties"][name]["description"] = text
-    part = {"$ref": "#"}
+            part["properties"][name]["description"] = text
+    again = {"$ref": "#"}
     networks = [*MODELS, *(f"published:{name}" for name in published())]
     for name in ("Model", "Teacher", "Assistant"):
         groups[name]["properties"]["model"] = _or_text(list(MODELS), groups[name]["properties"]["model"])
         if "train" in groups[name]["properties"]:
-            groups[name]["properties"]["train"] = {**_about(groups[name]["properties"]["train"]), **part}
+            groups[name]["properties"]["train"] = {**_about(groups[name]["properties"]["train"]), **again}
     groups["Optimizer"]["properties"]["name"] = _or_text(list(OPTIMIZERS), groups["Optimizer"]["properties"]["name"])
     settings = schema["properties"]
     for name in ("teacher", "student"):
-        kind = "Teacher" if name == "teacher" else "Model"
-        settings[name] = {**_about(settings[name]), "anyOf": [*_words(networks), {"$ref": f"#/$defs/{kind}"}]}
+        group = "Teacher" if name == "teacher" else "Model"
+        settings[name] = {**_about(settings[name]), "anyOf": [*_words(networks), {"$ref": f"#/$defs/{group}"}]}
     one = [*_words(networks), {"$ref": "#/$defs/Assistant"}]
     settings["assistants"] = {
         **_about(settings["assistants"]),
@@ -49,7 +49,7 @@ def recipe_schema() -> dict[str, Any]:
     }
     settings["loss"] = {**_about(settings["loss"]), "anyOf": [*_words(list(OBJECTIVES)), _terms()]}
     settings["precision"] = {**_about(settings["precision"]), "enum": [False, "no", "bf16", "fp16"]}
-    settings["runs"] = {**_about(settings["runs"]), "type": "object", "additionalProperties": part}
+    settings["runs"] = {**_about(settings["runs"]), "type": "object", "additionalProperties": again}
     settings["base"] = {
         "description": "files that this one builds on, as settings/cifar100; the last one wins",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],

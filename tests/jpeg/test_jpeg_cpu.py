@@ -11,13 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import int64
-from numba.core import caching
 from sklearn.datasets import load_sample_image
 from torch.utils.data import DataLoader, Dataset
 
 from kdstream.errors import UserError
-from kdstream.jpeg import cpu, cpu_blocks, cpu_kernel, reference
+from kdstream.jpeg import cpu, cpu_blocks, reference
 from kdstream.jpeg.tables import quant_table, ycc_to_rgb_weights
 
 SUBSAMPLINGS = ["4:4:4", "4:2:0"]
@@ -214,24 +212,6 @@ def test_importing_the_package_does_not_import_numba():
     program = "import sys, kdstream.jpeg.cpu; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def plus_one(x):
-    return x + 1
-
-
-def test_no_folder_for_the_cache(monkeypatch):
-    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
-    assert cpu_kernel._compiled(plus_one, (int64,))(41) == 42
-
-
-def test_cache_that_cannot_be_written(monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
-    monkeypatch.setattr(caching.IndexDataCacheFile, "load", lambda *_: None)
-    assert cpu_kernel._compiled(plus_one, (int64,))(41) == 42
 
 
 @pytest.mark.parametrize(
