@@ -192,7 +192,7 @@ class Reader(Dataset[Any]):
         """About what a batch takes in memory, measured at its first sample."""
         index = self.index(epoch, step)
         samples, image = self._forgiving(lambda: self._through(self.samples(epoch, index[:1])))
-        return len(index) * (sample_bytes(samples) if image is None else image.nbytes)
+        return len(index) * sample_bytes(samples, image)
 
     def raw(self, epoch: int, step: int) -> Iterator[Sample] | None:
         """The raw samples of a batch; None where there is no such batch."""
@@ -233,10 +233,10 @@ class Reader(Dataset[Any]):
             raise RuntimeError("".join(traceback.format_exception(error))) from None
 
 
-def sample_bytes(made: Sequence[Sample]) -> int:
-    """What the first of these samples takes in a batch."""
+def sample_bytes(made: Sequence[Sample], image: torch.Tensor | None) -> int:
+    """What the first of these samples takes in a batch; ``image``: theirs, where they are together already."""
     tensors = (value for sample in made[:1] for value in sample.values() if isinstance(value, torch.Tensor))
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors) + (0 if image is None else image[:1].nbytes)
 
 
 def _can_be_sent(kind: type) -> bool:

@@ -219,7 +219,7 @@ class SequentialReader(Reader):
 
     def batch_bytes(self, epoch: int, step: int) -> int:
         """About what a batch takes in memory, measured at its first sample; nothing is open afterwards."""
-        first = SequentialReader(self.shards, self.line, self.chain, self.rank, self.world, self.faults, buffer=1)
+        first = SequentialReader(self.shards, self.line, self.chain, self.rank, self.world, self.faults, 1, self.boxes)
         first._ahead = False
         lane = first._lane(epoch, step)
         lane.reads = True
@@ -227,8 +227,8 @@ class SequentialReader(Reader):
         for taken in lane.samples:
             first._batch = (epoch, step), [first._read_now(taken)]
             with contextlib.suppress(_NoStandIn):
-                made = first._forgiving(lambda: first._made(epoch, step) or [])
-                size = sample_bytes(made)
+                made = first._forgiving(lambda: first._made(epoch, step))
+                size = sample_bytes(*made) if made else 0
                 break
         first._close()
         return size * self.line.slice(self.rank)
