@@ -47,7 +47,7 @@ def test_nothing_twice_and_as_many_batches_for_every_process(tars, world):
     plain = [Stream(stream.dataset, 8, 3, order="sequential", rank=stream.rank, world=world) for stream in streams]
     seen = []
     for stream in plain:
-        reader = stream._reader(stream.chain)
+        reader = stream._reader(stream.chain, None)
         assert isinstance(stream.plan, SequentialPlan)
         batches = [[one["index"] for one in reader.raw(0, step)] for step in range(stream.steps)]
         assert {len(batch) for batch in batches} == {stream.plan.slice(stream.rank)}
