@@ -45,12 +45,19 @@ STREAMS = {"alone": "decode | augment(cifar, pad=1, flip=false)"}
 STREAMS["coded"] = STREAMS["alone"] + " | coded(hkl, delta=100)"
 
 
-ALIKE = (
-    *("ce", "confidence_penalty", "label_smoothing", "logit_mse", "ttm", "wttm", "dist", "dkd", "nkd", "wsld", "renyi"),
-    *("pearson", "spearman", "at", "nst", "kdsvd", "sp", "rkd", "pkt"),
-)
-"""Objectives that own nothing and speak to no other process: what coded images, or two processes, make of one of them,
-they make of all. With ``KDSTREAM_TEST_EVERY=1`` coded images and two processes train these too."""
+ALIKE = {
+    # They own nothing and speak to no other process.
+    **dict.fromkeys(("ce", "confidence_penalty", "label_smoothing", "logit_mse", "ttm", "wttm", "dist", "dkd"), "kd"),
+    **dict.fromkeys(("nkd", "wsld", "renyi", "pearson", "spearman", "at", "nst", "kdsvd", "sp", "rkd", "pkt"), "kd"),
+    # They own what another one does: layers, stages of training, the teacher's classifier.
+    **{"cc": "reviewkd", "ofd": "reviewkd", "fsp": "ab", "fitnet": "ft", "ijckd": "simkd", "srrl": "simkd"},
+    "vitkd": "reviewkd",
+    # Two processes train them in the test files of their names.
+    **{name: name for name in ("bss", "dml", "one", "tald")},
+}
+"""Objective -> the one that shows what coded images in two processes make of it.
+
+With ``KDSTREAM_TEST_EVERY=1`` they train these too."""
 TOGETHER = [name for name in OBJECTIVES if EVERY or name not in ALIKE]
 RUNS = [(name, "alone") for name in OBJECTIVES] + [(name, "coded") for name in (OBJECTIVES if EVERY else ("dkd", "at"))]
 
