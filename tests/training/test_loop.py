@@ -326,7 +326,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_bits(digits, teacher, t
     recipe = recipe_of(
         digits,
         teacher=str(teacher),
-        epochs=6,
+        epochs=4,
         loss={"ce": 0.5, "kd": 1.0, "fitnet": {"stages": 2, "epochs": 2, "lr": 0.01}},
         stream="decode | augment(cifar, pad=1) | coded(hkl, delta=50)",
         checkpoint_seconds=0,
