@@ -46,7 +46,7 @@ def stream_of(folder, chain, teacher=None, **settings):
 
 @pytest.fixture
 def folder(digits, tmp_path):
-    shutil.copytree(digits, tmp_path / "digits")
+    shutil.copytree(digits, tmp_path / "digits", ignore=shutil.ignore_patterns("*.coding-*"))  # of other tests
     return tmp_path / "digits"
 
 

@@ -116,7 +116,7 @@ def test_distillation_learns_plain_and_coded(digits, teacher, tmp_path, loss, st
     assert ("qualities" in result) == coded
     if coded:
         assert sum(result["qualities"].values()) == 240
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert "Training loss" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_coded_teacher_is_flatter(digits, teacher, tmp_path):
