@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import hypothesis
 import numpy as np
+import plain_reports
 import pytest
 import torch
+from every import EVERY
 from PIL import Image
 from rich.console import Console
 
@@ -18,8 +21,15 @@ from kdstream.convert.make_shards import make_shards
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 # Shared machines stall now and then: an example's wall time says nothing about the code.
-hypothesis.settings.register_profile("kdstream", deadline=None)
+hypothesis.settings.register_profile("kdstream", deadline=None, max_examples=100 if EVERY else 25)
 hypothesis.settings.load_profile("kdstream")
+plain_reports.install()
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays: whatever collects garbage, as each training does, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

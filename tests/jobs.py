@@ -4,46 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
+from processes import alone, together
 from torch import nn
 
 from kdstream.display.progress import Display
 from kdstream.recipe import Recipe, make_recipe
 from kdstream.training.job import Job
-
-DRIVER = """
-import os, signal, sys
-import torch
-torch.set_num_threads(1)
-from accelerate import Accelerator
-from kdstream.recipe_file import load_recipe
 from kdstream.training.loop import Trainer
-from kdstream.training.job import Job
-from kdstream.display.progress import Display
-
-path, processes, name, step = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-save = Trainer._save
-
-def save_and_die(self, optimizer):
-    save(self, optimizer)
-    if self.recipe.name == name and self.global_step == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if step:
-    Trainer._save = save_and_die
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == processes
-Job(load_recipe(path), accelerator, Display(enabled=False)).run()
-accelerator.wait_for_everyone()
-accelerator.end_training()
-"""
 
 
 class Plain(nn.Sequential):
@@ -78,31 +50,34 @@ def run(recipe: Recipe) -> list[dict[str, Any]]:
     return Job(recipe, Accelerator(cpu=True), Display(enabled=False)).run()
 
 
-def run_in_two(recipe: Recipe, folder: Path) -> None:
+def run_in_two(recipe: Recipe) -> None:
     """The job by two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, *_files(recipe, folder), "2", "-", "0"]
-    subprocess.run(command, check=True, timeout=300, env=_environment())
+    together(2, _run_here, recipe)
 
 
-def run_and_kill(recipe: Recipe, folder: Path, name: str, step: int) -> None:
+def _run_here(recipe: Recipe) -> None:
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    Job(recipe, accelerator, Display(enabled=False)).run()
+
+
+def run_and_kill(recipe: Recipe, name: str, step: int) -> None:
     """The job by another process, which is killed as soon as the run ``name`` has saved its state after ``step``."""
-    recipe = recipe.model_copy(update={"checkpoint_seconds": 0.0})
-    command = [sys.executable, *_files(recipe, folder), "1", name, str(step)]
-    done = subprocess.run(command, timeout=300, env=_environment())
-    assert done.returncode == -signal.SIGKILL, f"it ended with {done.returncode} before it was killed"
+    process = alone(_run_and_die, recipe.model_copy(update={"checkpoint_seconds": 0.0}), name, step)
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode} before it was killed"
 
 
-def _environment() -> dict[str, str]:
-    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+def _run_and_die(recipe: Recipe, name: str, step: int) -> None:
+    save = Trainer._save
 
+    def save_and_die(self, optimizer):
+        save(self, optimizer)
+        if self.recipe.name == name and self.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def _files(recipe: Recipe, folder: Path) -> tuple[Path, Path]:
-    os.makedirs(folder, exist_ok=True)
-    (folder / "driver.py").write_text(DRIVER)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
-    return folder / "driver.py", folder / "recipe.yaml"
+    Trainer._save = save_and_die
+    run(recipe)
 
 
 def views(count: int = 4) -> torch.Tensor:

@@ -110,16 +110,12 @@ def test_one_meaning_has_one_name():
 
 def test_the_name_is_the_same_in_every_process():
     program = "import test_hashing as t; print([t.digest(thing) for thing in t.different()])"
-    here = os.path.dirname(__file__)
-    told = []
-    for seed in ("1", "2"):
-        paths = os.pathsep.join([here, *filter(None, sys.path)])
-        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=env, check=True, timeout=300, capture_output=True, text=True
-        )
-        told.append(done.stdout)
-    assert told[0] == told[1]
+    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    env = {**os.environ, "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, check=True, timeout=300, capture_output=True, text=True
+    )
+    assert done.stdout == f"{[digest(thing) for thing in different()]}\n"
 
 
 def test_running_does_not_change_a_name_but_what_it_uses_does(monkeypatch):

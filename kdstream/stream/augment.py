@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
@@ -108,6 +106,9 @@ def _evaluation(size: int, crop: float = 0.875, interpolation: str = "bilinear")
 def _kernel(interpolation: str) -> dict[str, Any]:
     if interpolation not in ("bilinear", "bicubic"):
         raise UserError(f"augment: interpolation is {interpolation!r}; it is bilinear or bicubic")
+    # Slow to import, and only boxes need it: once, here, and not by each reader.
+    import torchvision.transforms.v2.functional  # noqa: F401
+
     # The usual one stays unsaid: coding plans are found by what their stages say.
     return {} if interpolation == "bilinear" else {"interpolation": interpolation}
 
@@ -243,6 +244,9 @@ def _cut(
     sample: Sample, top: int, left: int, height: int, width: int, size: Sequence[int], interpolation: str
 ) -> Sample:
     """Cut one box out of the image and of its versions; antialiased resize of uint8, on the host."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
     kernel = InterpolationMode(interpolation)
     for name in ("image", "variants"):
         if name in sample:

@@ -151,7 +151,7 @@ def made_up(classes: int) -> Accuracy:
     return Accuracy(tuple(f"$the_ {i}th class, of a long name" for i in range(classes)), 90, 99, 0.5, 3, (), confusion)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 130])
+@pytest.mark.parametrize("classes", [2, 100, 130])
 def test_confusion_figures(classes):
     with Image.open(io.BytesIO(confusion_figure(made_up(classes), "a $title_ with a name"))) as image:
         assert image.format == "PNG"

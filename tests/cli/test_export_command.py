@@ -50,15 +50,12 @@ def test_the_command_exports_a_run(resnet, tmp_path, capsys):
     assert answer(tmp_path / "o.onnx", torch.zeros(2, 3, 20, 20)).shape == (2, 10)
 
 
-def test_the_command_runs_own_code_on_request_only(vit, tmp_path):
+def test_the_command_runs_own_code_on_request_only(vit, tmp_path, run_main):
     save_student(tmp_path / "run", vit, CLASSES, MEAN, STD, 16)
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "run")]
-    where = {"cwd": Path(__file__).resolve().parents[1], "capture_output": True, "text": True}  # of tiny_vit.py
-    refused = subprocess.run(command, **where)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("error: ")
-    assert refused.stderr.endswith("if you trust it, add --trust-code\n")
-    done = subprocess.run([*command, "--trust-code"], **where)
+    refused(run_main(main, tmp_path / "run"), "if you trust it, add --trust-code\n")
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "run"), "--trust-code"]
+    here = Path(__file__).resolve().parents[1]  # of tiny_vit.py
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     with torch.no_grad():
         expected = vit(images(3)).numpy()

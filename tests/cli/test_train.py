@@ -340,10 +340,10 @@ def succeed(arguments, folder, **settings):
     return done
 
 
-def test_the_quickstart_in_small_and_once_more(tmp_path, monkeypatch, capsys):
+def test_the_quickstart_in_small_by_two_processes_and_once_more_by_one(tmp_path, monkeypatch, capsys):
     overrides = ["epochs=1", "teacher.train.epochs=1"]
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu")
-    done = succeed(command(*overrides, launcher=launcher), tmp_path)
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    done = succeed(command("--cpu", *overrides, launcher=(*launcher, "--main_process_port", "0")), tmp_path)
     assert "Making shards of digits in shards/digits" in done.stdout
     assert "Traceback" not in done.stderr
     train_set = open_shards(tmp_path / "shards/digits/train")
@@ -357,10 +357,14 @@ def test_the_quickstart_in_small_and_once_more(tmp_path, monkeypatch, capsys):
     for row, place in zip(rows[1:], ("labels_only", "kd", "coded_kd"), strict=True):
         result = json.loads((folder / place / "result.json").read_text())
         assert f" {result['top1']:.2f} " in row
+        assert [line["step"] for line in read_metrics(folder / place)] == [23], "64 samples a step, by both together"
         kd.load_student(folder / place)
     (report,) = (line.removeprefix("report: ") for line in done.stdout.splitlines() if line.startswith("report: "))
     assert Path(report) == folder / "report.html"
-    assert "coded kd" in Path(report).read_text()
+    page = Path(report).read_text()  # one process speaks
+    assert "2 process(es)" in page
+    assert "coded kd" in page
+    assert page.count("<svg") >= 5
 
     def stamps():
         return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.suffix in (".tar", ".pt", ".safetensors")}
@@ -440,17 +444,6 @@ def test_a_stage_and_an_objective_of_ones_own(write, tmp_path, monkeypatch, digi
         assert float(term(kd.Outputs(logits), None, changed)) == pytest.approx(2.302585)
         logits = torch.zeros(len(plain), 10)
         assert float(term(kd.Outputs(logits), None, plain)) == pytest.approx(2.302585 + 1000 * int((~keep).sum()))
-
-
-def test_two_processes_under_accelerate_launch(write, tmp_path):
-    recipe = write(loss={"ce": 0.5, "kd": 0.5}, teacher={"model": "resnet8", "train": {"loss": "ce"}})
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
-    done = succeed(command("--cpu", recipe, "epochs=2", launcher=(*launcher, "--main_process_port", "0")), tmp_path)
-    folder = tmp_path / "runs" / "r,epochs=2"
-    assert "2 process(es)" in (folder / "report.html").read_text()
-    assert done.stdout.count("report: ") == 1, "one process speaks"
-    assert [row["step"] for row in read_metrics(folder)] == [4, 8]
-    kd.load_student(folder)
 
 
 def alone(rank, arguments, folder, port):

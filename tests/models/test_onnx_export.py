@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from every import EVERY
 from onnx_files import answer, images
 from torch import nn
 
@@ -46,7 +47,11 @@ def network(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("network", "inside"),
+    [("resnet", False), ("vit", True), *([("resnet", True), ("vit", False)] if EVERY else [])],
+    indirect=["network"],
+)
 def test_any_batch_size_gives_torchs_logits(network, tmp_path, inside):
     mean, std = MEAN, (0.3, 0.2, 0.1)
     made = export_onnx(network, tmp_path / "a" / "x.onnx", (16, 16), mean=mean, std=std, normalization=inside)

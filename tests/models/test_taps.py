@@ -6,9 +6,11 @@ import copy
 import gc
 import pickle
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from processes import together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -173,25 +175,21 @@ def objective(outputs: Outputs, other: Outputs) -> torch.Tensor:
     return outputs.logits.square().mean() + other.logits.square().mean() + difference.square().mean()
 
 
-def ddp_process(rank: int, folder: str) -> None:
+def ddp_process(folder: Path) -> None:
     """One of two processes: both passes of a step on its half of the batch; leaves gradients and a feature."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        # eval: with each process's own batch statistics the two halves would not add up to the whole.
-        network = DistributedDataParallel(Tapped(small().eval(), ["block2", "penultimate"]))
-        batch = images(4).chunk(2)[rank]
-        outputs, other = network(batch), network(batch.flip(3))
-        objective(outputs, other).backward()
-        gradients = [p.grad for p in network.parameters()]
-        torch.save({"gradients": gradients, "block2": outputs.features["block2"].detach()}, f"{folder}/{rank}.pt")
-        torch.distributed.barrier()  # neither goes while the other still talks to it
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    # eval: with each process's own batch statistics the two halves would not add up to the whole.
+    network = DistributedDataParallel(Tapped(small().eval(), ["block2", "penultimate"]))
+    batch = images(4).chunk(2)[rank]
+    outputs, other = network(batch), network(batch.flip(3))
+    objective(outputs, other).backward()
+    gradients = [p.grad for p in network.parameters()]
+    torch.save({"gradients": gradients, "block2": outputs.features["block2"].detach()}, folder / f"{rank}.pt")
 
 
 def test_two_processes_of_distributed_data_parallel(tmp_path):
-    torch.multiprocessing.spawn(ddp_process, args=(str(tmp_path),), nprocs=2)
+    together(2, ddp_process, tmp_path)
     tapped = Tapped(small().eval(), ["block2", "penultimate"])
     outputs, other = tapped(images(4)), tapped(images(4).flip(3))
     objective(outputs, other).backward()

@@ -292,7 +292,7 @@ def test_several_processes_attack_as_one_does(digits, taught, tmp_path):
     rows = []
     for processes in (1, 2):
         recipe = recipe_of(digits, tmp_path / str(processes), **taught)
-        run(recipe) if processes == 1 else run_in_two(recipe, tmp_path)
+        run(recipe) if processes == 1 else run_in_two(recipe)
         rows.append(read_metrics(tmp_path / str(processes)))
     for one, two in zip(*rows, strict=True):
         assert 0.01 < one["loss/bss"] == pytest.approx(two["loss/bss"], rel=1e-3)
@@ -303,5 +303,5 @@ def test_several_processes_attack_as_one_does(digits, taught, tmp_path):
 def test_a_last_batch_of_one_sample(digits, taught, tmp_path, processes):
     """One process is then left with no sample to attack, or with none at all."""
     recipe = recipe_of(digits, tmp_path / "out", batch_size=239, **taught)
-    run(recipe) if processes == 1 else run_in_two(recipe, tmp_path)
+    run(recipe) if processes == 1 else run_in_two(recipe)
     assert all(math.isfinite(row["loss/bss"]) for row in read_metrics(tmp_path / "out"))

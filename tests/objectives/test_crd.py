@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import outputs
+from processes import together
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -225,22 +226,18 @@ def train(mode: str, rank: int, world: int) -> dict[str, list[Tensor]]:
     return found
 
 
-def of_two(rank: int, folder: str) -> None:
+def of_two(folder: Path) -> None:
     """One of two processes."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        torch.save({mode: train(mode, rank, 2) for mode in ("exact", "relax")}, f"{folder}/{rank}.pt")
-        torch.distributed.barrier()  # neither goes while the other still talks to it
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.save({mode: train(mode, rank, 2) for mode in ("exact", "relax")}, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> list[dict[str, dict[str, list[Tensor]]]]:
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(of_two, args=(str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    together(2, of_two, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("mode", ["exact", "relax"])

@@ -148,7 +148,7 @@ def test_the_best_of_a_mixed_cohort_is_exported_and_all_where_wanted(digits, who
     out, result = whole
     if processes == 2:
         out = tmp_path / "out"
-        run_in_two(recipe_of(digits, out, **COHORT_JOB), tmp_path)
+        run_in_two(recipe_of(digits, out, **COHORT_JOB))
         (result,) = run(recipe_of(digits, out, **COHORT_JOB))  # what the two left behind
     rows = read_metrics(out)
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -194,7 +194,7 @@ def test_the_best_epochs_networks_are_exported_together(digits, tmp_path):
 
 def test_killed_inside_of_training_it_ends_with_the_same_bits(digits, whole, tmp_path):
     recipe = recipe_of(digits, tmp_path / "out", **COHORT_JOB)
-    run_and_kill(recipe, tmp_path, "job", step=7)  # within the second epoch
+    run_and_kill(recipe, "job", step=7)  # within the second epoch
     assert not (tmp_path / "out" / "result.json").exists()
     assert load_checkpoint(tmp_path / "out" / "last.pt")["global_step"] == 7
     run(recipe)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
 from builders import batch, penultimate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import together
 
 from kdstream.batch import Batch, Outputs
 from kdstream.data.shards import open_shards
@@ -80,23 +83,19 @@ def test_class_means_are_sums_over_the_phase():
     torch.testing.assert_close(value, norm_and_direction(values(4).float(), values(5).float(), centres).mean())
 
 
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(folder: Path) -> None:
     """Adds its slice, of which one is shorter, and leaves the sums."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        term, part = made(), values(3, 7, dtype=torch.float32).split([3, 4])[rank]
-        label = (torch.arange(7) % CLASSES).split([3, 4])[rank]
-        for _ in range(2):
-            term.add_features(penultimate(part), penultimate(part), Batch(part, label, label))
-        torch.save(term.class_sums, f"{folder}/{rank}.pt")
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    term, part = made(), values(3, 7, dtype=torch.float32).split([3, 4])[rank]
+    label = (torch.arange(7) % CLASSES).split([3, 4])[rank]
+    for _ in range(2):
+        term.add_features(penultimate(part), penultimate(part), Batch(part, label, label))
+    torch.save(term.class_sums, folder / f"{rank}.pt")
 
 
 def test_every_process_has_the_sums_of_all(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    together(2, one_of_two, tmp_path)
     features = values(3, 7, dtype=torch.float32)
     expected = 2 * torch.stack([features[c::CLASSES].sum(0) for c in range(CLASSES)])
     for rank in range(2):

@@ -164,7 +164,7 @@ def test_branch_or_ensemble_is_trained_exported_and_comes_back(digits, tmp_path,
     out = tmp_path / "out"
     recipe = recipe_of(digits, out, student=student, loss={"one": {"export": export}})
     if processes == 2:
-        run_in_two(recipe, tmp_path)
+        run_in_two(recipe)
     (result,) = run(recipe)
     rows = read_metrics(out)
     assert rows[-1]["loss/one"] < rows[0]["loss/one"]

@@ -183,7 +183,7 @@ def test_several_processes_share_the_particles_out(digits, tmp_path):
     rows = []
     for processes in (1, 2):
         recipe = recipe_of(digits, tmp_path / str(processes), **settings)
-        run(recipe) if processes == 1 else run_in_two(recipe, tmp_path)
+        run(recipe) if processes == 1 else run_in_two(recipe)
         rows.append(read_metrics(tmp_path / str(processes)))
     for one, two in zip(*rows, strict=True):
         assert 0 < one["loss/tald"] == pytest.approx(two["loss/tald"], rel=1e-3)

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import time
 import pytest
 import torch
 from jobs import recipe_of, run
+from processes import alone, together
 from rich.console import Console
 
 import kdstream as kd
@@ -25,7 +25,7 @@ from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
-from kdstream.stream import coding_plan
+from kdstream.stream import coding_plan, planning
 from kdstream.stream.coding_plan import CHUNK, PlanKey, make_plan
 from kdstream.stream.plan import Plan
 from kdstream.stream.stream import Stream
@@ -46,7 +46,7 @@ def stream_of(folder, chain, teacher=None, **settings):
 
 @pytest.fixture
 def folder(digits, tmp_path):
-    shutil.copytree(digits, tmp_path / "digits")
+    shutil.copytree(digits, tmp_path / "digits", ignore=shutil.ignore_patterns("*.coding-*"))  # of other tests
     return tmp_path / "digits"
 
 
@@ -446,50 +446,35 @@ def test_a_training_stops_while_it_makes_its_plan(folder, mine, tmp_path, monkey
     assert result["epochs"] == 1
 
 
-MAKE = """
-import sys
-import torch
-torch.set_num_threads(1)
-sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
-from pathlib import Path
-from test_coding_plan import stream_of
-import kdstream.stream.planning as module
-module.CHUNK = 17  # 13 full chunks, and two that share what is left
-if "RANK" in __import__("os").environ:
-    torch.distributed.init_process_group("gloo")
-stream_of(Path(sys.argv[1]), "decode | coded(hkl, delta=10, plan=auto) | teacher", workers=int(sys.argv[3])).open()
-if torch.distributed.is_initialized():
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-"""
+def make(folder):
+    planning.CHUNK = 17  # 13 full chunks, and two that share what is left
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
+    stream_of(folder, "decode | coded(hkl, delta=10, plan=auto) | teacher").open()
 
 
-def test_two_processes_and_killed_ones_make_the_same_bytes(folder, tmp_path):
-    (tmp_path / "make.py").write_text(MAKE)
-    here = os.path.dirname(__file__)
-    script = [tmp_path / "make.py", folder, here, "0"]
-    subprocess.run([sys.executable, *script], check=True, timeout=300, capture_output=True)
+def test_two_processes_and_killed_ones_make_the_same_bytes(folder):
+    together(1, make, folder)
     (path,) = plans(folder)
-    alone, about = path.read_bytes(), path.with_suffix(".json").read_text()
+    made, about = path.read_bytes(), path.with_suffix(".json").read_text()
     path.unlink()
     path.with_suffix(".json").unlink()
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*two, *script], check=True, timeout=300, capture_output=True)
+    together(2, make, folder)
     assert plans(folder) == [path]
-    assert path.read_bytes() == alone
+    assert path.read_bytes() == made
     path.unlink()
     path.with_suffix(".json").unlink()
     parts = path.with_suffix(".parts")
-    process = subprocess.Popen([sys.executable, *script], stderr=subprocess.DEVNULL)
-    while not (parts.is_dir() and len(list(parts.iterdir())) >= 2) and process.poll() is None:
+    process = alone(make, folder)
+    while not (parts.is_dir() and len(list(parts.iterdir())) >= 2) and process.is_alive():
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = {part.name: part.stat().st_mtime_ns for part in parts.glob("0*") if len(part.name) == 6}
     assert done
     assert not path.exists()
-    subprocess.run([sys.executable, *script], check=True, timeout=300, capture_output=True)
-    assert path.read_bytes() == alone
+    together(1, make, folder)
+    assert path.read_bytes() == made
     assert path.with_suffix(".json").read_text() == about
     assert json.loads(about)["count"] == 240
     assert not parts.exists()

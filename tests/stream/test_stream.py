@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import webdataset
+from processes import together
 
 import kdstream as kd
 from kdstream.errors import UserError
@@ -19,34 +20,25 @@ from kdstream.stream.stream import Stream
 CHAIN = "decode | augment(cifar, pad=2) | normalize"
 
 
-RANK = """
-import json, os, sys
-import torch
-from kdstream.stream.stream import Stream
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-seen = []
-stream = Stream(sys.argv[1] + "/train", 50, seed=3, workers=int(sys.argv[3]))
-stream = stream | "decode | augment(cifar, pad=2) | normalize"
-assert (stream.rank, stream.world) == (rank, torch.distributed.get_world_size())
-for epoch in range(2):
-    for batch in stream:
-        seen.append([batch.index.tolist(), batch.label.tolist(), batch.image.double().sum((1, 2, 3)).tolist()])
-val = Stream(sys.argv[1] + "/val", 32, train=False, workers=int(sys.argv[3])) | "decode"
-evaluated = [i for batch in val for i in batch.index.tolist()]
-with open(f"{sys.argv[2]}/{rank}.json", "w") as file:
-    json.dump([seen, evaluated], file)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+def one_of(digits, folder, workers):
+    """Leaves in <rank>.json what a process sees: its batches of two epochs, and the samples that it evaluates."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    stream = Stream(digits / "train", 50, seed=3, workers=workers) | CHAIN
+    assert (stream.rank, stream.world) == (rank, torch.distributed.get_world_size())
+    seen = [facts(batch) for _ in range(2) for batch in stream]
+    val = Stream(digits / "val", 32, train=False, workers=workers) | "decode"
+    evaluated = [i for batch in val for i in batch.index.tolist()]
+    (folder / f"{rank}.json").write_text(json.dumps([seen, evaluated]))
+
+
+def facts(batch):
+    return [batch.index.tolist(), batch.label.tolist(), batch.image.double().sum((1, 2, 3)).tolist()]
 
 
 def spread(digits, folder, world, workers):
     """What the ranks of one world see, in real processes: global batches of two epochs, and the evaluated samples."""
-    (folder / "rank.py").write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone"]
-    subprocess.run([*command, folder / "rank.py", digits, folder, str(workers)], check=True, timeout=240)
+    together(world, one_of, digits, folder, workers)
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
     assert len({len(seen) for seen, _ in ranks}) == 1  # every rank the same number of batches
     steps = zip(*[seen for seen, _ in ranks], strict=True)
@@ -56,11 +48,7 @@ def spread(digits, folder, world, workers):
 
 def test_world_size_and_workers_do_not_change_the_global_batches(digits, tmp_path):
     stream = Stream(digits / "train", 50, seed=3) | CHAIN
-    expected = []
-    for _ in range(2):
-        for batch in stream:
-            sums = batch.image.double().sum((1, 2, 3)).tolist()
-            expected.append([batch.index.tolist(), batch.label.tolist(), sums])
+    expected = [facts(batch) for _ in range(2) for batch in stream]
     assert len(expected) == 10
     for epoch in (expected[:5], expected[5:]):
         assert sorted(i for index, _, _ in epoch for i in index) == list(range(240))

@@ -143,7 +143,7 @@ def test_another_chain_before_it_makes_another_assistant(digits, teacher, tmp_pa
 
 def test_killed_in_the_second_link_the_same_command_continues_there(digits, teacher, whole, tmp_path):
     recipe = chain(digits, tmp_path / "runs" / "job", teacher, stream=CODED)
-    run_and_kill(recipe, tmp_path, "assistant wrn_10_1", step=8)
+    run_and_kill(recipe, "assistant wrn_10_1", step=8)
     places = {place.name.split("-")[1]: place for place in (tmp_path / "runs" / "teachers").iterdir()}
     finished = {path: path.stat().st_mtime_ns for path in places["resnet14"].iterdir() if path.name != ".lock"}
     assert (places["resnet14"] / "result.json").exists()

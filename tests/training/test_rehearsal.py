@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +14,13 @@ import yaml
 from accelerate import Accelerator
 from jobs import recipe_of, run
 from PIL import Image
+from processes import together
 from rich.console import Console
 from tars import write_tar
 from torch import nn
 
 import kdstream as kd
+from kdstream.cli import train
 from kdstream.data.shards import open_shards
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
@@ -123,21 +124,20 @@ def test_fresh_deletes_nothing_before_the_rehearsal(digits, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def of_two(folder: Path) -> None:
+    """Leaves in <rank>.txt the exit code and what the command said."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = train.main(["--cpu", str(folder / "r.yaml")])
+    (folder / f"{os.environ['RANK']}.txt").write_text(f"{code} {said.getvalue()}")
+
+
 def test_both_of_two_processes_end_with_it(digits, tmp_path):
     recipe = recipe_of(digits, tmp_path / "runs" / "job", teacher=TRAINED, loss=UNEQUAL, student="resnet8x4")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = Path(kd.__file__).parent / "train.py"
-    done = subprocess.run(
-        [*launch, script, "--cpu", tmp_path / "r.yaml"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert "error: recipe job: fsp: " in done.stderr
-    assert "error in process 1: recipe job: fsp: " in done.stderr
+    together(2, of_two, tmp_path)
+    assert (tmp_path / "0.txt").read_text().startswith("2 error: recipe job: fsp: ")
+    assert (tmp_path / "1.txt").read_text().startswith("2 error in process 1: recipe job: fsp: ")
     assert not (tmp_path / "runs").exists()
 
 

@@ -4,9 +4,7 @@ several processes train as one does, also what some batches do not reach and bat
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from jobs import recipe_of
+from processes import together
 from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
@@ -228,31 +227,19 @@ def teacher(tmp_path_factory) -> Path:
     return folder
 
 
-TWO = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from accelerate import Accelerator
-from kdstream.recipe_file import load_recipe
-from test_resume import Stopped, fit, fit_in_pieces
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-for path in sorted(Path(sys.argv[1]).glob("*.yaml")):
-    recipe = load_recipe(str(path))
-    if path.stem == "cut":
-        assert fit_in_pieces(recipe, recipe.folder(), accelerator) == 9
-    elif path.stem == "left":
-        try:
-            fit(recipe, recipe.folder(), accelerator, 2)
-            raise SystemExit("it was not stopped")
-        except Stopped:
-            pass
-    else:
-        fit(recipe, recipe.folder(), accelerator)
-    accelerator.wait_for_everyone()
-accelerator.end_training()
-"""
+def train_all(folder: Path) -> None:
+    """As one of two processes."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    for path in sorted(folder.glob("*.yaml")):
+        recipe = load_recipe(str(path))
+        if path.stem == "cut":
+            assert fit_in_pieces(recipe, recipe.folder(), accelerator) == 9
+        elif path.stem == "left":
+            with pytest.raises(Stopped):
+                fit(recipe, recipe.folder(), accelerator, 2)
+        else:
+            fit(recipe, recipe.folder(), accelerator)
 
 
 @pytest.fixture(scope="module")
@@ -268,15 +255,7 @@ def of_two(digits, ten, teacher, tmp_path_factory) -> Path:
     recipes["one class"] = of_reach(digits, folder / "one class", loss=f"{HERE}:OfOneClass")
     for name, recipe in recipes.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True)))
-    (folder / "two.py").write_text(TWO)
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, folder / "two.py", folder],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(2, train_all, folder)
     return folder
 
 

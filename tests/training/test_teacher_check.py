@@ -256,7 +256,7 @@ def test_it_changes_no_bit_of_the_training(digits, made, tmp_path):
 def test_two_processes_find_the_same(digits, made, tmp_path):
     settings = {"teacher": made.numbers, "loss": KD, "epochs": 1, "eval_batch_size": 50}
     run(recipe_of(digits, tmp_path / "one", **settings))
-    run_in_two(recipe_of(digits, tmp_path / "two", **settings), tmp_path / "files")
+    run_in_two(recipe_of(digits, tmp_path / "two", **settings))
     one, two = (json.loads((tmp_path / name / TEACHER_FILE).read_text()) for name in ("one", "two"))
     assert one == two
 

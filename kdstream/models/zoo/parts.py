@@ -31,6 +31,8 @@ def he_fan_out_(module: nn.Module, linear_std: float | None = None) -> None:
     Args:
         linear_std: linear layers get N(0, linear_std^2) and bias 0; None leaves torch's initialisation.
     """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return  # only the shapes are asked for; torch works long on numbers that are nowhere
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -108,6 +108,6 @@ def test_every_table_of_kdstream_is_in_order(name):
     table = load_table(name)
     assert table.title
     trained = [cell for cell in expand(table) if cell.recipe is not None]
-    for cell in trained if EVERY_CELL else trained[:: max(len(trained) // 3, 1)]:
+    for cell in trained if EVERY_CELL else trained[:: max(len(trained) // 2, 1)]:
         for recipe in filter(None, (cell.recipe, cell.teaching())):
             check(recipe)
