@@ -299,6 +299,9 @@ def cut_boxes(batches: Iterator[Batch], size: int, interpolation: str = "bilinea
     torch's own antialiased kernel weights pixels as Pillow does. On the CPU the pixels are those of the host's exact
     way.
     """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
     kernel = InterpolationMode(interpolation)
     for batch in batches:
         if batch.pixels is None or batch.places is None:
