@@ -106,9 +106,9 @@ def tars(place: str, splits: Sequence[str] | None) -> Source:
 
 def _expand(pattern: str) -> list[str]:
     """A pattern of names without braces: ``x-{0..2}.tar`` -> three names."""
-    from braceexpand import UnbalancedBracesError, braceexpand  # comes with webdataset
+    from braceexpand import braceexpand  # comes with webdataset
 
     try:
         return list(braceexpand(pattern))
-    except UnbalancedBracesError:
+    except ValueError:
         raise UserError(f"tars: the braces of {pattern!r} do not fit each other") from None
