@@ -111,12 +111,12 @@ def _make(folder: Path, count: int, shards: int) -> None:
         "key_text": (np.uint8, KEY * count, np.zeros(0, np.int64), 0),
     }
     if len(looked_up) == count:
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, np.ndarray] = {}
         for name, (dtype, length, places, values) in columns.items():
             arrays[name] = np.zeros(length, dtype)
             arrays[name][places] = values
-        index = {**{name: tag[name] for name in ("shard_names", "extensions", "shard_bytes")}, **arrays}
-        Index(tag=mark, largest_label=CLASSES - 1, **index).save(index_path)
+        about: dict[str, Any] = {name: tag[name] for name in ("shard_names", "extensions", "shard_bytes")}
+        Index(tag=mark, largest_label=CLASSES - 1, **(about | arrays)).save(index_path)
     else:
         with open(index_path, "wb") as file:
             holes = _Holes(file)

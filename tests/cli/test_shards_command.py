@@ -177,7 +177,7 @@ def test_a_bound_on_pixels(run, tmp_path, monkeypatch):
     assert code == 2
     assert "an image of 30 x 30 pixels, more than the 899 that are allowed; --max-pixels allows more" in one_line(error)
 
-    def killed(folder, job):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -206,7 +206,7 @@ def test_a_finished_set_is_replaced_by_force_only(run, photos, tmp_path):
 def test_a_half_made_folder_belongs_to_its_command(run, photos, tmp_path, monkeypatch):
     dest = tmp_path / "set"
 
-    def killed(folder, job):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -106,9 +106,9 @@ def tars(place: str, splits: Sequence[str] | None) -> Source:
 
 def _expand(pattern: str) -> list[str]:
     """A pattern of names without braces: ``x-{0..2}.tar`` -> three names."""
-    import braceexpand
+    from braceexpand import braceexpand  # comes with webdataset
 
     try:
-        return list(braceexpand.braceexpand(pattern))
+        return list(braceexpand(pattern))
     except ValueError:
         raise UserError(f"tars: the braces of {pattern!r} do not fit each other") from None
