@@ -37,8 +37,8 @@ def pictures(table: Table, compared: Sequence[Compared], passes: Passes) -> list
                     continue
                 look = nth_look(table.rows[one.cell.row].label, len(looks))
                 looks.append(look)
-                lines.append(Line(x, y, look.colour, look.dash, dots=over == "epoch"))
-            if (chart := draw.lines(f"{title}: {head.label}", lines, over=over)) is not None:
+                lines.append(Line(x, y, look.colour, look.dash, dots=points is not _logits))
+            if (chart := draw.lines(f"{title}: {head.label}", lines, log=points is _entropies, over=over)) is not None:
                 charts.append(replace(chart, looks=looks))
     return charts
 
@@ -66,7 +66,9 @@ def _entropies(one: Compared, passes: Passes) -> Points:
     answers = passes.answers(one.cell, one.done[min(one.done)])
     counts = answers["entropy_histogram"]
     width = math.log(max(len(passes.classes(one.cell)), 2)) / len(counts)
-    return [(i + 0.5) * width for i in range(len(counts))], [100 * count / sum(counts) for count in counts]
+    # Nearly all answers may be in one bin: the scale is logarithmic, and empty bins are gaps.
+    shares = [100 * count / sum(counts) if count else math.nan for count in counts]
+    return [(i + 0.5) * width for i in range(len(counts))], shares
 
 
 def _logits(one: Compared, passes: Passes) -> Points:
