@@ -150,5 +150,5 @@ def test_what_is_no_accuracy_stands_with_its_reason_and_its_decimals(cells):
     shown = dict(page(found["kd"].table, list(compared(found).values()), "x").rows)["KD"][0]
     assert (
         shown.missing
-        == "lacks 4: 4 epochs, 0:01, entropy: needs the images: " + f"{found['kd'].recipe.data.path} is not here"
+        == "lacks 4: 5 epochs, entropy: needs the images: " + f"{found['kd'].recipe.data.path} is not here"
     )
