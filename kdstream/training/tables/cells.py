@@ -263,12 +263,13 @@ def with_published_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings whose teacher has the weights that are published of such a network on such data; what trains it stands
     in where they cannot be had. Without any, the settings as they are."""
     teacher, data = settings.get("teacher"), settings.get("data") or {}
-    group = model_of(teacher) if isinstance(teacher, str) else teacher
+    group: Any = model_of(teacher) if isinstance(teacher, str) else teacher
     if not isinstance(group, dict) or group.get("weights") is not None or not isinstance(data, dict):
         return dict(settings)
+    options: dict[str, Any] = group.get("options") or {}
     for place in (data.get("source"), Path(str(data.get("path"))).name):
         name = f"{group.get('model')}@{place}"
-        if name in published.known() and not brings_weights(str(group.get("model")), group.get("options") or {}):
+        if name in published.known() and not brings_weights(str(group.get("model")), options):
             return {**settings, "teacher": {**group, "weights": f"{PUBLISHED}{name}"}}
     return dict(settings)
 

@@ -237,7 +237,7 @@ class Passes:
             try:
                 display = Display(enabled=False)
                 alone = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": None})})
-                self._data[key] = Job(settle(alone, self._device()), self._device(), display)._data()
+                self._data[key] = Job(settle(alone, self._device()), self._device(), display).data()
             except UserError as error:
                 raise NotHere(str(error)) from None
         return self._data[key]

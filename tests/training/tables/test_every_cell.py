@@ -92,7 +92,7 @@ def set_up(recipe: Recipe, stand_in, known) -> None:
     accelerator = Accelerator(cpu=True)
     recipe = settle(recipe.model_copy(update={"data": recipe.data.model_copy(update=data), "workers": 0}), accelerator)
     job = Job(recipe, accelerator, Display(enabled=False))
-    train, val = job._data()
+    train, val = job.data()
     teacher, teaching = None, teacher_recipe(recipe)
     if recipe.teacher is not None:
         key = f"{recipe.teacher.model} {recipe.teacher.options} {teaching and teaching.fingerprint()} {train.path}"

@@ -95,7 +95,7 @@ def test_what_was_measured_is_kept_beside_the_run_and_read_the_next_time(cells, 
         kept.write_text(text)
         about = kept.parent / "student.json"
         about.write_text(json.dumps({**json.loads(about.read_text()), "weights_sha256": 64 * "0"}))
-        with pytest.raises(NotHere, match="is not the file that student.json describes"):
+        with pytest.raises(NotHere, match=r"is not the file that student\.json describes"):
             value(cells, "ckd", "entropy")
 
 
