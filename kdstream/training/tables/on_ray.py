@@ -79,7 +79,8 @@ def _run(
     logs: Path,
 ) -> list[tuple[Task, str]]:
     here = os.getcwd()
-    # What a node sees of it tells whether it shares this folder.
+    # A node that shares this folder sees it; when it is gone, what runs there saves its state and ends. (A task that is
+    # cancelled counts as ended at once, and its process would be killed before it has saved anything.)
     mark = logs / f".{uuid.uuid4().hex}.ray"
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -91,6 +92,7 @@ def _run(
         import socket
         import subprocess
         import sys
+        import time
 
         lost = next((said for well, said in before if not well), None)
         if lost is not None:
@@ -105,12 +107,12 @@ def _run(
         os.makedirs(os.path.dirname(os.path.join(here, log)), exist_ok=True)
         with open(os.path.join(here, log), "wb") as file:
             process = subprocess.Popen(words, cwd=here, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-            try:
-                code = process.wait()
-            except BaseException:  # cancelled: it saves its state
-                process.send_signal(signal.SIGTERM)
-                process.wait()
-                raise
+            asked = False
+            while (code := process.poll()) is None:
+                time.sleep(0.2)
+                if not asked and not os.path.exists(os.path.join(here, mark)):
+                    asked = True
+                    process.send_signal(signal.SIGTERM)
         with open(os.path.join(here, log), encoding="utf-8", errors="replace") as file:
             lines = [line for line in file.read().splitlines() if line.strip()]
         return code == 0, f"{lines[-1] if lines else 'it said nothing'} ({log})"
@@ -181,8 +183,7 @@ def _wait(
                 tell(f"[{count}/{len(refs)}] {task.name}: {'done' if well else 'failed'}")
                 advance(task, well)
     except BaseException:
-        for ref in left:
-            ray.cancel(ref)
+        mark.unlink(missing_ok=True)
         ray.wait(left, num_returns=len(left))
         raise
     finally:
