@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from rich.console import Console
@@ -53,6 +53,20 @@ def progress_bars(console: Console, of: Literal["images", "bytes"] = "images", l
     columns = (_Name(), BarColumn(), *measures, TextColumn("left"), TimeRemainingColumn())
     seen = lasting or console.is_terminal or console.is_jupyter
     return Progress(*columns, console=console, transient=not lasting, disable=not seen)
+
+
+def bar_of(progress: Progress) -> Callable[[str, int], AbstractContextManager[Callable[[int], None]]]:
+    """A function (name, total) -> a context with a bar of its own among those, which gives what advances it."""
+
+    @contextmanager
+    def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+        task = progress.add_task(name, total=total)
+        try:
+            yield lambda count: progress.advance(task, count)
+        finally:
+            progress.remove_task(task)
+
+    return bar
 
 
 @contextmanager

@@ -203,11 +203,14 @@ class Teacher(Model):
     Attributes:
         train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
             published weights it is for when they cannot be had.
+        seeds: train so many, by seeds from that of ``train`` (else the recipe's) on; the one with the best validation
+            accuracy teaches, the first of equal ones. None = one.
         mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
             else the data set's.
     """
 
     train: dict[str, Any] | None = None
+    seeds: Annotated[int, Field(ge=1, strict=True)] | None = None
     mean: Means | None = None
     std: Deviations | None = None
 
@@ -215,6 +218,8 @@ class Teacher(Model):
     def _classes_are_of_weights(self) -> Teacher:
         if self.classes is not None and self.weights is None and self.train is not None:
             raise ValueError("classes says which outputs of given weights to take; trained here, it has the data's")
+        if self.seeds is not None and self.train is None:
+            raise ValueError("seeds says how many are trained to choose from, and nothing trains it: set train")
         return self
 
 
@@ -500,6 +505,7 @@ class Recipe(Part):
 _LATER = (
     *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "hold_out", "seed", "order")),
     ("teacher", "classes"),
+    ("teacher", "seeds"),
     ("student", "classes"),
     ("assistants", "classes"),
 )

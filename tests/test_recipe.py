@@ -104,6 +104,7 @@ def test_defaults_are_not_shared_between_recipes():
             {"teacher": {"model": "a", "train": {}, "classes": [0]}},
             r"teacher: classes says which outputs of given weight",
         ),
+        ({"teacher": {"model": "a", "seeds": 3}}, r"teacher: seeds says how many are trained to choose from"),
         ({"assistants": [{"model": "a", "classes": "same"}]}, r"assistants\.0: an assistant .*: leave classes out"),
         ({"optimizer": {"nesterov": True, "momentum": 0}}, r"^test: optimizer: nesterov needs a momentum above 0$"),
         ({"schedule": {"start_factor": 0.1}}, r"^test: schedule: start_factor is where a warm-up begins"),

@@ -66,6 +66,7 @@ APART = {
     "test_portable": "systems without fcntl",
     "test_rooms": "the order of the modules",
     "test_two_hosts": "batches on two hosts, in network namespaces",
+    "training/tables/test_every_cell": "the papers' trainings, set up",
     "training/test_assistants": "a chain of trainings",
     "training/test_full_disk": "a disk that fails, of a whole job",
     "training/test_made_before": "what an earlier version left",

@@ -167,41 +167,74 @@ def of_batches(
     """
     if isinstance(network, nn.Module):
         network.eval()
-    classes = len(names)
-    sums = torch.zeros(3, dtype=torch.float64, device=exact_device(device))  # loss, top-1, top-5
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    bins = torch.zeros(3, BINS, dtype=torch.float64, device=exact_device(device))  # samples, confidence, correct
+    score = Score(names, device)
     for batch in batches:
-        logits = network(batch.image).float()
+        score.add(network(batch.image), batch.label)
+        advance(len(batch))
+    return score.result()
+
+
+class Score:
+    """Running sums of answers: what becomes :class:`Accuracy`.
+
+    Args:
+        classes: C names.
+        device: of the answers.
+    """
+
+    def __init__(self, classes: Sequence[str], device: torch.device | str):
+        self.classes = tuple(classes)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=exact_device(device))  # loss, top-1, top-5
+        self.confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64, device=device)
+        # Samples, confidence, correct.
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=exact_device(device))
+
+    def add(self, logits: Tensor, label: Tensor) -> None:
+        """Take the answers [n,C] to n more images, whose classes are int64 [n].
+
+        Raises:
+            UserError: a network for another number of classes.
+        """
+        classes = len(self.classes)
+        logits = logits.float()
         if logits.shape[1] != classes:
             raise UserError(f"the network is for {logits.shape[1]} classes, the data has {classes}")
         top = logits.topk(min(5, classes), dim=1).indices
-        hits = top == batch.label[:, None]
-        loss = nn.functional.cross_entropy(logits, batch.label, reduction="sum")
-        sums += torch.stack([exact(part) for part in (loss, hits[:, 0].sum(), hits.any(1).sum())])
-        confusion.index_add_(0, batch.label * classes + top[:, 0], torch.ones_like(batch.label))
+        hits = top == label[:, None]
+        loss = nn.functional.cross_entropy(logits, label, reduction="sum")
+        self.sums += torch.stack([exact(part) for part in (loss, hits[:, 0].sum(), hits.any(1).sum())])
+        self.confusion.index_add_(0, label * classes + top[:, 0], torch.ones_like(label))
         confidence = exact(logits).softmax(1).amax(1)
         # (m - 1) / M < p <= m / M is bin m, which is number m - 1 here.
         bin = (confidence * BINS).ceil().sub(1).nan_to_num().long().clamp(0, BINS - 1)
-        bins.index_add_(1, bin, torch.stack([torch.ones_like(confidence), confidence, exact(hits[:, 0])]))
-        advance(len(batch))
-    if not sums.isfinite().all():
-        raise UserError("the network's answers are not all finite numbers: its weights are damaged or for other images")
-    count = int(confusion.sum())
-    loss, first, five = sums.tolist()
-    error = (bins[2] - bins[1]).abs().sum().item() / count
-    return Accuracy(
-        classes=tuple(names),
-        top1=100 * first / count,
-        top5=100 * five / count,
-        loss=loss / count,
-        calibration_error=100 * error,
-        bins=tuple(
-            Bin(m / BINS, (m + 1) / BINS, int(n), p / n if n else None, 100 * k / n if n else None)
-            for m, (n, p, k) in enumerate(bins.T.tolist())
-        ),
-        confusion=confusion.view(classes, classes).cpu().numpy(),
-    )
+        self.bins.index_add_(1, bin, torch.stack([torch.ones_like(confidence), confidence, exact(hits[:, 0])]))
+
+    def result(self) -> Accuracy:
+        """Of all so far, one image at least.
+
+        Raises:
+            UserError: answers that are not finite.
+        """
+        if not self.sums.isfinite().all():
+            raise UserError(
+                "the network's answers are not all finite numbers: its weights are damaged or for other images"
+            )
+        classes = len(self.classes)
+        count = int(self.confusion.sum())
+        loss, first, five = self.sums.tolist()
+        error = (self.bins[2] - self.bins[1]).abs().sum().item() / count
+        return Accuracy(
+            classes=self.classes,
+            top1=100 * first / count,
+            top5=100 * five / count,
+            loss=loss / count,
+            calibration_error=100 * error,
+            bins=tuple(
+                Bin(m / BINS, (m + 1) / BINS, int(n), p / n if n else None, 100 * k / n if n else None)
+                for m, (n, p, k) in enumerate(self.bins.T.tolist())
+            ),
+            confusion=self.confusion.view(classes, classes).cpu().numpy(),
+        )
 
 
 # ---- the figures

@@ -132,8 +132,13 @@ class Peakiness:
         return {**asdict(self), "qualities": {str(quality): count for quality, count in self.qualities.items()}}
 
 
-class _Tally:
-    """Running statistics of answers: what becomes :class:`Answers`."""
+class Tally:
+    """Running statistics of answers: what becomes :class:`Answers`.
+
+    Args:
+        classes: C.
+        device: of the answers.
+    """
 
     def __init__(self, classes: int, device: torch.device):
         self.probabilities = Moments(classes, device)
@@ -144,6 +149,7 @@ class _Tally:
         self.ends = torch.tensor([math.log(max(classes, 2)), 1.0], dtype=torch.float64, device=exact_device(device))
 
     def add(self, logits: Tensor, label: Tensor) -> None:
+        """Take the answers [n,C] to n more images, whose classes are int64 [n]."""
         log_p = exact(logits).log_softmax(1)
         p = log_p.exp()
         # p ln p is 0 at p = 0, where ln p may be -inf.
@@ -157,6 +163,7 @@ class _Tally:
             histogram += torch.bincount(bin, minlength=BINS)
 
     def result(self) -> Answers:
+        """Of all so far, two images at least."""
         covariance = self.probabilities.covariance()
         entropy, probability = self.scalars.mean.tolist()
         entropy_std, probability_std = self.scalars.covariance().diagonal().sqrt().tolist()
@@ -227,8 +234,8 @@ def peakiness(
     )
     if isinstance(teacher, nn.Module):
         teacher.eval()
-    original = _Tally(shards.num_classes, torch.device(device))
-    chosen = _Tally(shards.num_classes, torch.device(device))
+    original = Tally(shards.num_classes, torch.device(device))
+    chosen = Tally(shards.num_classes, torch.device(device))
     qualities: Counter[int] = Counter()
     memory: dict[str, int] = {}
     for batch in batches:

@@ -19,13 +19,15 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     find_own_modules()
-    return run_command(_parser, _run, arguments)
+    return run_command(_parser, _run, arguments, "what was measured is kept; the same command continues")
 
 
 def _parser() -> CommandParser:
     parser = command_parser("report", __doc__, EXAMPLES, MixedParser)
     add_table_options(parser)
     parser.add_argument("--add", action="append", default=[], type=Path, metavar="FOLDER", help="other people's runs")
+    parser.add_argument("--quick", action="store_true", help="look at no network: tell what logs and earlier looks say")
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the HTML file; .md and .json beside it (default: in runs/reports)"
     )
@@ -35,24 +37,33 @@ def _parser() -> CommandParser:
 def _run(options: argparse.Namespace) -> None:
     import json
     import shlex
+    from dataclasses import replace
 
     from rich.console import Console
 
     from kdstream.addresses import public
     from kdstream.atomic import write_atomic, writing
+    from kdstream.bars import bar_of, progress_bars
     from kdstream.display.table_page import grids, to_html, to_markdown
     from kdstream.training.tables.cells import expand
     from kdstream.training.tables.comparison import as_json, compare, page
     from kdstream.training.tables.finished import Finished
+    from kdstream.training.tables.passes import Passes
+    from kdstream.training.tables.pictures import pictures
     from kdstream.training.tables.table import load_table
 
     console = Console(highlight=False)
     table = load_table(options.table)
     cells = expand(table, options.overrides)
-    compared = compare(cells, options.seeds or table.runs_averaged or 1, options.overrides, Finished(options.add))
+    finished = Finished(options.add)
+    with progress_bars(Console(stderr=True)) as progress:
+        passes = Passes(finished, bar_of(progress), options.cpu, look=not options.quick)
+        seeds = options.seeds or table.runs_averaged or 1
+        compared = compare(cells, seeds, options.overrides, finished, passes)
+        charts = pictures(table, compared, passes)
     overrides = [public(override) for override in options.overrides]
     command = shlex.join(["kdstream", "table", options.table, *overrides])
-    shown = page(table, compared, command, overrides)
+    shown = replace(page(table, compared, command, overrides), charts=charts)
     out = options.out or Path("runs/reports") / f"{table.name.replace('/', '-')}.html"
     texts = {
         ".html": to_html(shown),

@@ -35,7 +35,13 @@ def _parser() -> CommandParser:
     parser.add_argument("--methods", metavar="A,B", help="these rows alone")
     parser.add_argument("--pairs", metavar="A,B", help="these columns alone")
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do and how long it takes")
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trainings at a time (default 1)")
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N|ray",
+        help="trainings at a time (default 1); ray: over the Ray cluster that RAY_ADDRESS names, else on this machine",
+    )
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     return parser
 
@@ -45,6 +51,10 @@ def add_table_options(parser: CommandParser) -> None:
     parser.add_argument("table", help="name of one of kdstream's, as ckd/table5, or a file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for all cells")
     parser.add_argument("--seeds", type=positive, metavar="N", help="of each cell (default: as many as the paper says)")
+
+
+def _jobs(text: str) -> int | str:
+    return text if text == "ray" else positive(text)
 
 
 def positive(text: str) -> int:
@@ -128,14 +138,14 @@ def estimate(console: Console, tasks: Sequence[Task], cpu: bool) -> None:
 
 
 def train_all(
-    console: Console, tasks: Sequence[Task], jobs: int, options: Sequence[str], logs: Path | None = None
+    console: Console, tasks: Sequence[Task], jobs: int | str, options: Sequence[str], logs: Path | None = None
 ) -> None:
     """Run them, and say which failed.
 
     Args:
         console: where bars are drawn.
         tasks: what to do.
-        jobs: so many at a time.
+        jobs: so many at a time; "ray": over a Ray cluster.
         options: for every ``kdstream train``.
         logs: see :func:`kdstream.training.tables.work.run_tasks`.
 
@@ -144,6 +154,7 @@ def train_all(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from kdstream.training.tables.on_ray import run_on_ray
     from kdstream.training.tables.work import run_tasks
 
     bar = Progress(
@@ -161,7 +172,10 @@ def train_all(
 
     with bar:
         whole = bar.add_task("trainings", total=len(tasks))
-        failed = run_tasks(tasks, jobs, tell, lambda task, well: bar.advance(whole), options, logs=logs)
+        if isinstance(jobs, str):
+            failed = run_on_ray(tasks, tell, lambda task, well: bar.advance(whole), options, logs=logs)
+        else:
+            failed = run_tasks(tasks, jobs, tell, lambda task, well: bar.advance(whole), options, logs=logs)
     if failed:
         task, said = failed[0]
         rest = f": {said}" if said else ", see above"

@@ -83,9 +83,16 @@ class Plotter:
         self._count = 0
 
     def lines(
-        self, title: str, curves: Sequence[Line], note: str = "", log: bool = False, shade: float = 0
+        self,
+        title: str,
+        curves: Sequence[Line],
+        note: str = "",
+        log: bool = False,
+        shade: float = 0,
+        over: str = "epoch",
     ) -> Chart | None:
-        """A chart of curves over epochs; epochs up to ``shade`` are marked as preparation. None without any value."""
+        """A chart of curves over epochs, or over what else is named; epochs up to ``shade`` are marked as preparation.
+        None without any value."""
         curves = [curve for curve in curves if any(map(math.isfinite, curve.y))]
         if not curves:
             return None
@@ -116,8 +123,8 @@ class Plotter:
             xs = [x for curve in curves for x in curve.x]
             margin = max((max(xs) - min(xs)) * 0.02, 0.5 if max(xs) == min(xs) else 0.0)
             axes.set_xlim(min(xs) - margin, max(xs) + margin)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "epoch", min_n_ticks=1))
+            axes.set_xlabel(over)
 
         return self._figure(title, note, draw)
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as Grid
 from rich.text import Text
 
-from kdstream.display.charts import INK
+from kdstream.display.charts import INK, PALETTE, Chart
 from kdstream.display.pages import pages
 from kdstream.terminal import visible
 
@@ -22,7 +22,8 @@ class Shown:
 
     Attributes:
         printed: the paper's value; empty where none is printed.
-        last, best: ours after the last and the best epoch, mean and deviation; empty where there is none.
+        last, best: ours after the last and the best epoch, mean and deviation; empty where there is none. What is no
+            value of an epoch stands in ``last`` alone.
         seeds: of how many.
         difference: ours less printed; empty where one of them is missing.
         marked: the difference is more than the spread explains.
@@ -45,7 +46,8 @@ class Shown:
         if not self.seeds:
             return []
         over = self.difference + (MARK if self.marked else "")
-        return [f"last {self.last}", f"best {self.best}", ", ".join(filter(None, [over, f"n = {self.seeds}"]))]
+        values = [f"last {self.last}", f"best {self.best}"] if self.best else [f"ours {self.last}"]
+        return [*values, ", ".join(filter(None, [over, f"n = {self.seeds}"]))]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class TablePage:
         rows: (name, its cells) each.
         facts: how to read it: name, text.
         notes: remarks, and what is doubtful.
+        charts: curves and histograms, on the HTML page alone.
     """
 
     title: str
@@ -66,6 +69,7 @@ class TablePage:
     rows: list[tuple[str, list[Shown]]]
     facts: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
 
 
 def grids(page: TablePage, width: int) -> list[Grid]:
@@ -115,4 +119,4 @@ def to_markdown(page: TablePage) -> str:
 
 def to_html(page: TablePage) -> str:
     """The table as one HTML page that loads nothing from anywhere."""
-    return pages().get_template("table_page.html").render(page=page, ink=INK)
+    return pages().get_template("table_page.html").render(page=page, colours={"ink": INK, "palette": PALETTE})

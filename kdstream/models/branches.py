@@ -116,12 +116,13 @@ class Branched(nn.Module):
         ensemble = self.ensemble(join(branches, weights))
         return ensemble if self.answer == "ensemble" else branches[:, 0]
 
-    def branch(self) -> nn.Module:
-        """The network with the first branch alone, as ``build`` makes it; shares its weights with this one."""
+    def branch(self, number: int = 0) -> nn.Module:
+        """The network with one branch alone, the first (0) or another, as ``build`` makes it; shares its weights with
+        this one."""
         with torch.device("meta"):
             network = build(**self.base)
         for name, layer in self.trunk.module.named_children():
-            setattr(network, name, layer.copies[0] if isinstance(layer, PerBranch) else layer)
+            setattr(network, name, layer.copies[number] if isinstance(layer, PerBranch) else layer)
         return network
 
     def adopt(self, network: nn.Module, images: Tensor) -> None:

@@ -64,8 +64,10 @@ class OnTheFlyNativeEnsemble(Term):
     Args:
         branches: how many, >= 2.
         temperature: T > 0.
-        export: "branch" = the student that the recipe asks for, with the first branch; "ensemble" = all branches and
-            the gate, a larger network. This is also what evaluation measures.
+        export: "branch" = the student that the recipe asks for, with the first branch; "branches" = the same, and the
+            other branches are evaluated as networks of their own, ``branch2`` and so on, of which ``export_network:
+            best`` takes the best; "ensemble" = all branches and the gate, a larger network. This is also what
+            evaluation measures.
         ramp: E, epochs over which the divergence gains its weight; null: 4/15 of the main phase (80 of 300 epochs, as
             in the authors' code); 0: r = 1.
         labels: lambda >= 0.
@@ -81,7 +83,7 @@ class OnTheFlyNativeEnsemble(Term):
         self,
         branches: Annotated[int, whole(2)] = 3,
         temperature: Positive = 3.0,
-        export: Literal["branch", "ensemble"] = "branch",
+        export: Literal["branch", "branches", "ensemble"] = "branch",
         ramp: NotNegative | None = None,
         labels: NotNegative = 1.0,
         eps: NotNegative = 1e-7,
@@ -94,6 +96,7 @@ class OnTheFlyNativeEnsemble(Term):
         self.labels = labels
         self.eps = eps
         self.gain = 1.0
+        self.others: list[nn.Module] = []  # no submodules: they share the student's weights
         self.exports = f"{'all' if export == 'ensemble' else 'the first of'} its {self.branches} branches"
 
     def adapt(self, student: nn.Module, teacher: nn.Module | None, image: Tensor, build: Build) -> nn.Module:
@@ -106,7 +109,7 @@ class OnTheFlyNativeEnsemble(Term):
             num_classes=spec["num_classes"],
             base=base,
             branches=self.branches,
-            answer=self.export,
+            answer="ensemble" if self.export == "ensemble" else "branch",
         )
         network.adopt(student, image)
         return network
@@ -118,7 +121,12 @@ class OnTheFlyNativeEnsemble(Term):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         branched: Any = student  # what adapt has made of it
-        return branched.branch() if self.export == "branch" else student
+        if self.export == "branches":
+            self.others = [branched.branch(i) for i in range(1, self.branches)]
+        return student if self.export == "ensemble" else branched.branch()
+
+    def peers(self) -> dict[str, nn.Module]:
+        return {f"branch{i}": network for i, network in enumerate(self.others, 2)}
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         length = 4 / 15 * epochs if self.ramp is None else self.ramp

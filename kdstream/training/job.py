@@ -135,11 +135,11 @@ class Job:
             about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)
             wanted = trained_here(recipe.teacher)
             assert wanted is not None
-            teacher_folder = self._kept(teaching, train)
-            self._trainer(teaching, teacher_folder, train, val, None).fit()
+            teacher_folder, result = self._train_teacher(teaching, train, val)
             teacher = make_teacher(_found(wanted, teacher_folder), train.num_classes, train.classes)
             taught = read_record(teacher_folder)
-            taught.result |= about
+            notes = [one["note"] for one in (about, result) if one.get("note")]
+            taught.result |= {**about, "note": "; ".join(notes) or None}
         elif teacher is not None and needed:
             asking = next(one for name, one in runs.items() if chains[name] or asks_teacher(one))
             taught = self._check_teacher(teacher, asking, val, folder)
@@ -175,7 +175,7 @@ class Job:
             weights = str(recipe.teacher.weights)
             about = {} if absent is None else self._tell_absence(weights, absent, train.num_classes)
             rehearse(teaching, train, None, self.accelerator, val)
-            return self._trainer(teaching, self._kept(teaching, train), train, val, None).fit() | about
+            return self._train_teacher(teaching, train, val)[1] | about
         return self._check_teacher(teacher, recipe, val, recipe.folder()).result
 
     def _trainings(self, runs: Mapping[str, Recipe]) -> list[Training]:
@@ -196,6 +196,23 @@ class Job:
         self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None
     ) -> Trainer:
         return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop)
+
+    def _train_teacher(self, teaching: Recipe, train: ShardSet, val: ShardSet) -> tuple[Path, dict[str, Any]]:
+        """Train the teacher, or all of those of which the best teaches; its folder and result, whose ``note`` says of
+        how many it is the best."""
+        found: dict[Path, dict[str, Any]] = {}
+        each = each_teacher(teaching)
+        for one in each:
+            folder = self._kept(one, train)
+            found[folder] = self._trainer(one, folder, train, val, None).fit()
+        best = max(found, key=lambda folder: float(found[folder]["top1"]))  # the first of equal ones
+        if len(found) == 1:
+            return best, found[best]
+        seed = each[list(found).index(best)].seed
+        tops = ", ".join(f"{result['top1']:.2f}" for result in found.values())
+        note = f"of {len(found)} teachers {teaching.student.model} the one of seed {seed} teaches (top-1 {tops} %)"
+        self.display.note(note)
+        return best, {**found[best], "note": note}
 
     def _given_teacher(self, teaching: Recipe | None, train: ShardSet) -> tuple[Teacher | None, str | None]:
         """The teacher whose weights are given.
@@ -451,7 +468,8 @@ def _validation(path: str) -> str:
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """How to train a recipe's teacher: the recipe without teacher and runs, with the settings of teacher.train.
+    """How to train a recipe's teacher: the recipe without teacher and runs, with the settings of teacher.train. Where
+    the best of several teaches, its ``seeds`` says how many there are.
 
     Returns:
         None where there is no teacher, or one that is given by weights that training does not stand in for.
@@ -470,14 +488,29 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
     alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
     base = recipe.model_copy(update=alone)
-    return base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
+    made = base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
+    return made.model_copy(update={"seeds": teacher.seeds})
+
+
+def each_teacher(teaching: Recipe) -> list[Recipe]:
+    """The trainings of a teacher: one, or those of several seeds, the best of which teaches."""
+    seeds = teaching.each_seed() or [teaching.seed]
+    several = len(seeds) > 1
+    return [
+        teaching.model_copy(
+            update={"seed": seed, "seeds": None, "name": f"{teaching.name}, seed {seed}" if several else teaching.name}
+        )
+        for seed in seeds
+    ]
 
 
 def _found(wanted: Model, folder: Path) -> settings.Teacher:
     """What was trained into a folder, as the teacher of the next."""
     # What was exported says which network it is; only somebody's own code must be named to be run.
     model = wanted.model if is_dotted(str(wanted.model)) else None
-    return settings.Teacher(**{**wanted.model_dump(), "weights": str(folder), "model": model, "train": None})
+    return settings.Teacher(
+        **{**wanted.model_dump(), "weights": str(folder), "model": model, "train": None, "seeds": None}
+    )
 
 
 def _places(folder: Path, recipe: Recipe) -> list[Path]:

@@ -21,6 +21,8 @@ def test_values_are_text():
 
 def test_all_templates_compile():
     assert {name for name in pages().list_templates(["html"]) if pages().get_template(name)} == {
+        "charts.html",
+        "compare_page.html",
         "report.html",
         "table_page.html",
     }

@@ -78,7 +78,7 @@ def test_the_divergence_gains_its_weight_over_the_first_epochs():
     ("settings", "message"),
     [
         ({"branches": 1}, r"one: branches must be a whole number >= 2, got 1"),
-        ({"export": "branches"}, r"one: export must be branch or ensemble, got 'branches'"),
+        ({"export": "all"}, r"one: export must be branch, branches or ensemble, got 'all'"),
         ({"temperature": -1}, r"one: temperature must be a finite number > 0"),
         ({"ramp": -1}, r"one: ramp must be a finite number >= 0"),
         ({"labels": "1"}, r"one: labels must be a finite number >= 0"),
@@ -190,3 +190,16 @@ def test_an_exported_ensemble_teaches(digits, tmp_path):
     run(recipe_of(digits, tmp_path / "one", loss={"one": {"export": "ensemble"}}))
     (result,) = run(recipe_of(digits, tmp_path / "kd", teacher=str(tmp_path / "one"), loss={"ce": 1, "kd": 1}))
     assert math.isfinite(result["top1"])
+
+
+def test_the_other_branches_are_networks_of_their_own():
+    term = OnTheFlyNativeEnsemble(export="branches")
+    network = term.adapt(build("resnet8", 10), None, views(), build)
+    first = term.deploy(network)
+    branches = Tapped(network.eval(), ["branches"])(views()).features["branches"]
+    peers = term.peers()
+    assert list(peers) == ["branch2", "branch3"]
+    assert not list(term.parameters())  # trained as parts of the student
+    for i, branch in enumerate([first, *peers.values()]):
+        torch.testing.assert_close(branch.eval()(views()), branches[:, i])
+    assert OnTheFlyNativeEnsemble().peers() == {}

@@ -357,3 +357,28 @@ def test_a_teachers_address_is_kept_without_what_gives_access_to_it(digits, tmp_
     assert "http://127.0.0.1:9/teacher.pth" in (out / "a" / "recipe.yaml").read_text()
     assert "teacher=http://127.0.0.1:9/teacher.pth" in (out / "report.html").read_text()
     assert "SECRET" not in "".join(capsys.readouterr())
+
+
+def test_of_several_teachers_the_one_with_the_best_validation_accuracy_teaches(digits, tmp_path, capsys):
+    several = {"model": "resnet8", "train": {"loss": "ce", "optimizer": {"lr": 0.2}}, "seeds": 3}
+    wanted = recipe(digits, teacher=several, loss={"ce": 1, "kd": 1}, out=str(tmp_path / "runs" / "kd"))
+    text = io.StringIO()
+    Job(wanted, Accelerator(cpu=True), Display(Console(file=text, width=2000))).run()
+    tops = {}
+    for path in (tmp_path / "runs" / "teachers").glob("*/result.json"):
+        tops[yaml.safe_load((path.parent / "recipe.yaml").read_text())["seed"]] = json.loads(path.read_text())["top1"]
+    assert sorted(tops) == [0, 1, 2]
+    assert len(set(tops.values())) > 1
+    best = max(sorted(tops), key=tops.__getitem__)
+    each = ", ".join(f"{tops[i]:.2f}" for i in range(3))
+    said = f"of 3 teachers resnet8 the one of seed {best} teaches (top-1 {each} %)"
+    assert said in text.getvalue()
+    assert said in (tmp_path / "runs" / "kd" / "report.html").read_text()
+    # A teacher alone that is the best one teaches the same; it is trained already.
+    alone = {"model": "resnet8", "train": {"loss": "ce", "optimizer": {"lr": 0.2}, "seed": best}}
+    again = recipe(digits, teacher=alone, loss={"ce": 1, "kd": 1}, out=str(tmp_path / "runs" / "again"))
+    Job(again, Accelerator(cpu=True), Display(enabled=False)).run()
+    assert len(list((tmp_path / "runs" / "teachers").iterdir())) == 3
+    one, two = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("kd", "again"))
+    assert one["fingerprint"].partition("-")[2] == two["fingerprint"].partition("-")[2]  # data and teacher
+    assert one["top1"] == two["top1"]

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdstream.addresses import is_published
+from kdstream.addresses import PUBLISHED, is_published
 from kdstream.errors import UserError
+from kdstream.models import published
 from kdstream.models.pretrained import brings_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe, make_recipe, merge, model_of
 from kdstream.recipe_file import apply_overrides, lay, parse_override, read_bases
 from kdstream.registry import nearest
 from kdstream.stream.language import parse_calls
+from kdstream.terminal import quoted
 from kdstream.training.job import teacher_recipe
 from kdstream.training.tables.table import TRAINED, Printed, Table, split_cell
 
@@ -68,6 +70,12 @@ class Cell:
     def teaching(self) -> Recipe | None:
         """How its teacher is trained; None where it has none, or a trained one."""
         return None if self.recipe is None else teacher_recipe(self.recipe)
+
+    @property
+    def given(self) -> bool:
+        """Whether its teacher's weights are given, published ones among them, which training may stand in for."""
+        teacher = None if self.recipe is None else self.recipe.teacher
+        return teacher is not None and (teacher.weights is not None or teacher.train is None)
 
     def network(self) -> str:
         """Whose result it is."""
@@ -137,6 +145,8 @@ class _Expander:
 
         if line.quoted or head.quoted:
             return without("quoted")
+        if table.made_of(row, column) is not None:
+            return without("made of others")
         if printed is None and not table.is_figure:
             return without("not in the paper")
         if printed is not None and printed.absent:
@@ -173,7 +183,13 @@ class _Expander:
         for key in _NOT_HERE[:-1]:
             if key in settings:
                 raise UserError(f"{what}: {key} is not for tables")
-        return apply_overrides(settings, self.overrides), coded, tuple(names)
+        settings = apply_overrides(settings, self.overrides)
+        teachers = settings.pop("teachers", "trained")
+        if teachers not in ("trained", "published"):
+            raise UserError(f"{what}: teachers: they are trained or published; it is {quoted(str(teachers))}")
+        if teachers == "published":
+            settings = with_published_teacher(settings)
+        return settings, coded, tuple(names)
 
     def _base(self, names: Sequence[str], what: str) -> dict[str, Any]:
         """What those files say together, read once."""
@@ -219,6 +235,8 @@ class _Expander:
             )
             rest = {key: value for key, value in teacher.items() if key != "train"}
             train = None if given else merge(self._training(names, what), teacher.get("train") or {})
+            if train is None:  # nor is it chosen among several
+                rest.pop("seeds", None)
             settings["teacher"] = {**rest, **({"train": train} if train is not None else {})}
         return settings
 
@@ -239,6 +257,21 @@ def _asks(settings: Mapping[str, Any]) -> bool:
     """Whether a term of the loss, or an assistant, looks at a teacher."""
     loss = settings["loss"]
     return bool(settings.get("assistants")) or parse_loss({loss: 1.0} if isinstance(loss, str) else loss).uses_teacher
+
+
+def with_published_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose teacher has the weights that are published of such a network on such data; what trains it stands
+    in where they cannot be had. Without any, the settings as they are."""
+    teacher, data = settings.get("teacher"), settings.get("data") or {}
+    group: Any = model_of(teacher) if isinstance(teacher, str) else teacher
+    if not isinstance(group, dict) or group.get("weights") is not None or not isinstance(data, dict):
+        return dict(settings)
+    options: dict[str, Any] = group.get("options") or {}
+    for place in (data.get("source"), Path(str(data.get("path"))).name):
+        name = f"{group.get('model')}@{place}"
+        if name in published.known() and not brings_weights(str(group.get("model")), options):
+            return {**settings, "teacher": {**group, "weights": f"{PUBLISHED}{name}"}}
+    return dict(settings)
 
 
 def with_coded_stage(stream: str, stage: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdstream.analysis.spread import Spread, as_if_spread_alike, welch
 from kdstream.display.numbers import format_seconds
 from kdstream.display.table_page import MARK, Shown, TablePage
+from kdstream.training.job import each_teacher
 from kdstream.training.tables.cells import Cell
 from kdstream.training.tables.finished import Done, Finished
-from kdstream.training.tables.table import TRAINED, Table
+from kdstream.training.tables.measures import TOLD, WHOLE, of_an_epoch, value_of
+from kdstream.training.tables.passes import NotHere, Passes, without_bar
+from kdstream.training.tables.table import Table
 from kdstream.training.tables.work import Pair, hours, left_to_do, pair_of
 
 LEVEL = 0.05
@@ -25,7 +28,9 @@ class Compared:
     Attributes:
         cell: of the table.
         done: seed -> its finished training.
-        last, best: of the cell's measure; None where nothing is done, or a training does not give it.
+        last, best: of the cell's measure; None where nothing is done, or a training does not give it. What is no value
+            of every epoch is ``last``: of the exported weights, or of the training as a whole.
+        why_not: why there is no value of what is done; empty where there is one.
         difference: ours less the printed value, in its unit; None where one of them is missing.
         probability: how often chance makes such a difference; None where no spread is known.
         seeds_lacking, epochs_lacking: of the trainings that are left.
@@ -36,6 +41,7 @@ class Compared:
     done: Mapping[int, Done]
     last: Spread | None
     best: Spread | None
+    why_not: str
     difference: float | None
     probability: float | None
     seeds_lacking: int
@@ -48,7 +54,18 @@ class Compared:
         return self.probability is not None and self.probability < LEVEL
 
 
-def compare(cells: Sequence[Cell], seeds: int, overrides: Sequence[str], finished: Finished) -> list[Compared]:
+@dataclass(frozen=True)
+class _Values:
+    """A cell's values, seed by seed, after the last and the best epoch; and why there are none."""
+
+    last: Mapping[int, float] = field(default_factory=dict)
+    best: Mapping[int, float] = field(default_factory=dict)
+    why_not: str = ""
+
+
+def compare(
+    cells: Sequence[Cell], seeds: int, overrides: Sequence[str], finished: Finished, passes: Passes | None = None
+) -> list[Compared]:
     """Every cell beside what is finished of it.
 
     Args:
@@ -56,10 +73,68 @@ def compare(cells: Sequence[Cell], seeds: int, overrides: Sequence[str], finishe
         seeds: how many there should be.
         overrides: with which the cells were expanded.
         finished: says what is done.
+        passes: looks at networks; None = only what was kept of earlier looks is told.
     """
+    passes = passes or Passes(finished, without_bar, look=False)
     done = {cell.key: finished.of(cell) for cell in cells}
     speeds = _speeds(cells, done)
-    return [_compare(cell, done[cell.key], seeds, overrides, finished, speeds) for cell in cells]
+    values = {(cell.row, cell.column): _values(cell, done[cell.key], passes) for cell in cells}
+    by_place = {(cell.row, cell.column): cell for cell in cells}
+    for cell in cells:
+        if cell.table.made_of(cell.row, cell.column) is not None:
+            values[cell.row, cell.column] = _made(by_place, (cell.row, cell.column), values)
+    return [
+        _compare(cell, done[cell.key], values[cell.row, cell.column], seeds, overrides, finished, speeds)
+        for cell in cells
+    ]
+
+
+def _values(cell: Cell, done: Mapping[int, Done], passes: Passes) -> _Values:
+    """What the finished trainings of a cell give."""
+    if (key := of_an_epoch(cell)) is not None:
+        last, best = (
+            {seed: getattr(one, kind)[key] for seed, one in done.items() if key in getattr(one, kind)}
+            for kind in ("last", "best")
+        )
+        return _Values(last, best)
+    found: dict[int, float] = {}
+    why = ""
+    for seed, one in done.items():
+        try:
+            found[seed] = value_of(cell, one, passes)
+        except NotHere as error:
+            why = why or str(error)
+    return _Values(found, {}, why)
+
+
+def _made(
+    cells: Mapping[tuple[str, str], Cell],
+    place: tuple[str, str],
+    values: Mapping[tuple[str, str], _Values],
+    above: tuple[tuple[str, str], ...] = (),
+) -> _Values:
+    """What is made of other cells' values, seed by seed, over the seeds that all of them have."""
+    if place in above:
+        return _Values(why_not="its values are made of themselves")
+    if place not in cells:
+        return _Values()
+    made = cells[place].table.made_of(*place)
+    if made is None:
+        return values[place]
+    how, places = made
+    parts = [_made(cells, one, values, (*above, place)) for one in places]
+    why = next((part.why_not for part in parts if part.why_not and not part.last), "")
+    kinds = []
+    for kind in ("last", "best"):
+        each: list[Mapping[int, float]] = [getattr(part, kind) for part in parts]
+        seeds = set(each[0]).intersection(*each[1:])
+        kinds.append({seed: _combined(how, [one[seed] for one in each]) for seed in sorted(seeds)})
+    last, best = kinds
+    return _Values(last, best, "" if last else why)
+
+
+def _combined(how: str, values: Sequence[float]) -> float:
+    return values[0] - values[1] if how == "less" else sum(values) / len(values)
 
 
 def against(table: Table) -> str:
@@ -81,17 +156,14 @@ def _speeds(cells: Sequence[Cell], done: Mapping[str, Mapping[int, Done]]) -> di
 def _compare(
     cell: Cell,
     done: Mapping[int, Done],
+    values: _Values,
     seeds: int,
     overrides: Sequence[str],
     finished: Finished,
     speeds: Mapping[Pair, float],
 ) -> Compared:
-    measure = cell.measure
-    last, best = (
-        Spread.of(values) if (values := [kind[measure] for kind in kinds if measure in kind]) else None
-        for kinds in ([one.last for one in done.values()], [one.best for one in done.values()])
-    )
-    ours = last if against(cell.table) == "last" else best
+    last, best = (Spread.of(list(kind.values())) if kind else None for kind in (values.last, values.best))
+    ours = last if against(cell.table) == "last" or best is None else best
     difference, probability = None, None
     if ours is not None and cell.printed is not None and cell.printed.value is not None:
         difference = ours.mean - cell.printed.value
@@ -104,6 +176,7 @@ def _compare(
         done=done,
         last=last,
         best=best,
+        why_not=values.why_not,
         difference=difference,
         probability=probability,
         seeds_lacking=len(own) or len(tasks),
@@ -133,6 +206,7 @@ def page(table: Table, compared: Sequence[Compared], command: str, overrides: Se
     lines = [(table.rows[row].label, [_shown(by_place.get((row, column))) for column in columns]) for row in rows]
     facts = [
         ("cell", "the printed value; ours after the last and the best epoch, mean ± standard deviation over seeds"),
+        *_about_measures([one for one in compared if one.last is not None or one.why_not]),
         ("compared", f"ours of the {against(table)} epoch less printed; the paper's are: {table.printed}"),
         (
             f"marked {MARK}",
@@ -141,6 +215,7 @@ def page(table: Table, compared: Sequence[Compared], command: str, overrides: Se
         ),
         ("seeds", f"the paper's: {table.runs_averaged or 'unsaid'}"),
         ("measure", " ".join(filter(None, [table.measure, table.unit and f"({table.unit})"]))),
+        *_about_teachers(compared),
         *([("ours", f"not with the paper's settings: {', '.join(overrides)}")] if overrides else []),
         ("command", command),
     ]
@@ -162,24 +237,81 @@ def _shown(one: Compared | None) -> Shown:
     cell = one.cell
     missing = ""
     if cell.recipe is None:
-        missing = "" if cell.why_not in ("not in the paper", "no value in the paper") else cell.why_not
+        made = one.last is not None
+        missing = "" if made or cell.why_not in ("not in the paper", "no value in the paper") else cell.why_not
+        missing = f"{missing}: {one.why_not}" if missing and one.why_not else missing
     elif one.seeds_lacking:
         cost = f"{one.epochs_lacking:,} epoch{'' if one.epochs_lacking == 1 else 's'}"
         if one.seconds_lacking is not None:
             cost += f", {format_seconds(one.seconds_lacking)}"
         missing = f"lacks {one.seeds_lacking}: {cost}" if one.epochs_lacking else "lacks an evaluation"
-    elif cell.measure not in TRAINED:
-        missing = f"{cell.measure}: not measured here"
+    if cell.recipe is not None and one.why_not:
+        missing = ", ".join(filter(None, [missing, f"{cell.measure}: {one.why_not}"]))
     return Shown(
         printed="" if cell.printed is None else cell.printed.text,
-        last="" if one.last is None else str(one.last),
-        best="" if one.best is None else str(one.best),
+        last="" if one.last is None else _text(one.last, cell),
+        best="" if one.best is None else _text(one.best, cell),
         seeds=0 if one.last is None else one.last.count,
-        difference="" if one.difference is None else f"{one.difference:+.2f}",
+        difference="" if one.difference is None else f"{one.difference:+,.{_decimals(cell, one.difference)}f}",
         marked=one.marked,
         missing=missing,
         doubts=tuple(cell.table.doubts(cell.row, cell.column)),
     )
+
+
+def _about_teachers(compared: Sequence[Compared]) -> list[tuple[str, str]]:
+    """Which teachers are the best of several, and which network counts where there are several."""
+    found: dict[str, str] = {}
+    best: list[str] = []
+    for one in compared:
+        cell, recipe = one.cell, one.cell.recipe
+        if recipe is None:
+            continue
+        if recipe.export_network == "best":
+            best.append(cell.table.rows[cell.row].label)
+        teaching = None if cell.given else cell.teaching()
+        if teaching is not None and (count := len(each_teacher(teaching))) > 1:
+            name = str(teaching.student.model)
+            seed = next((f", seed {done.seed}," for done in one.done.values()), "") if cell.of_teacher else ""
+            found[name] = max(found.get(name, ""), f"{name}: the best of {count} seeds{seed} teaches", key=len)
+    told = [("teachers", "; ".join(found.values()))] if found else []
+    if best:
+        names = ", ".join(dict.fromkeys(best))
+        told.append(("best network", f"{names}: of all that learn together the best counts, run by run"))
+    return told
+
+
+def _decimals(cell: Cell, value: float) -> int:
+    """How many a value of a cell is shown with: as the printed one, two at least; else by its size."""
+    if cell.measure.endswith("parameters"):
+        return 0
+    if cell.printed is not None and cell.printed.value is not None:
+        number = cell.printed.text.partition("±")[0].partition("e")[0]
+        return min(max(len(number.partition(".")[2]), 2), 4)
+    if of_an_epoch(cell) is not None:
+        return 2
+    return 0 if abs(value) >= 1000 else 2 if abs(value) >= 10 else 4
+
+
+def _text(spread: Spread, cell: Cell) -> str:
+    decimals = _decimals(cell, spread.mean)
+    std = "" if spread.std is None else f" ± {spread.std:,.{decimals}f}"
+    return f"{spread.mean:,.{decimals}f}{std}"
+
+
+def _about_measures(compared: Sequence[Compared]) -> list[tuple[str, str]]:
+    """What the measures that are no accuracy are here."""
+    told: dict[str, str] = {}
+    for one in compared:
+        name = one.cell.measure.partition(":")[0]
+        if name in TOLD:
+            told[name] = TOLD[name]
+        if name in TOLD and one.last is not None and one.best is None and one.cell.measure not in WHOLE:
+            images = one.cell.table.images
+            told[name] += (
+                f"; ours: of the exported weights, over the {'training' if images == 'train' else 'validation'} split"
+            )
+    return list(told.items())
 
 
 def as_json(table: Table, compared: Sequence[Compared]) -> dict[str, Any]:
@@ -212,6 +344,7 @@ def _cell_as_json(one: Compared) -> dict[str, Any]:
         "measure": cell.measure,
         "printed": None if printed is None else {"text": printed.text, "value": printed.value, "std": printed.std},
         "not_run": cell.why_not or None,
+        "not_measured": one.why_not or None,
         "last": spread(one.last),
         "best": spread(one.best),
         "seeds": sorted(one.done),

@@ -15,13 +15,13 @@ from kdstream.safe_yaml import plain
 from kdstream.terminal import quoted
 
 TRAINED = ("top1", "top5")
-"""Measures that a training gives, in percent."""
+"""Measures that a training gives after each of its epochs, in percent."""
 _NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _KEYS = (
     *("paper", "place", "measure", "unit", "printed", "runs_averaged", "base", "columns", "rows", "cells", "values"),
-    *("suspect", "notes"),
+    *("suspect", "notes", "images"),
 )
-_OF_HEAD = ("label", "measure", "unit", "note", "of", "coded", "quoted")
+_OF_HEAD = ("label", "measure", "unit", "note", "of", "coded", "quoted", "less", "mean")
 """What a row or a column says beside its part of a recipe: a column's stands among them, a row's in ``recipe``."""
 
 
@@ -64,6 +64,8 @@ class Head:
         coded: with the settings' coded stage; a text is another one.
         quoted: taken from elsewhere, not to be run.
         measure, unit, note: None = the table's; none.
+        less, mean: its values are made of other cells': the first less the second of two, or the mean of all. Each is
+            a row's key, a column's or both, as ROW:COLUMN; what is left out is the cell's own.
     """
 
     key: str
@@ -75,6 +77,8 @@ class Head:
     measure: str | None = None
     unit: str | None = None
     note: str | None = None
+    less: tuple[str, ...] = ()
+    mean: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Table:
         values: (row, column) -> the printed value; nothing where none is printed.
         suspect: what is hardly right.
         notes: remarks.
+        images: the split over which the paper measures answers: "train" or "val".
     """
 
     name: str
@@ -127,6 +132,7 @@ class Table:
     values: dict[tuple[str, str], Printed]
     suspect: list[Suspect]
     notes: list[str]
+    images: str = "val"
 
     @property
     def called(self) -> str:
@@ -145,6 +151,15 @@ class Table:
     def unit_of(self, row: str, column: str) -> str:
         """Its unit; empty where there is none."""
         return self.rows[row].unit or self.columns[column].unit or self.unit
+
+    def made_of(self, row: str, column: str) -> tuple[str, list[tuple[str, str]]] | None:
+        """Of which other cells (row, column) a cell's value is made, and how: "less" or "mean"; None: of none."""
+        for head, mine in ((self.rows[row], self.rows), (self.columns[column], self.columns)):
+            for how, places in (("less", head.less), ("mean", head.mean)):
+                if places:
+                    split = [_other_cell(place, mine, self.rows, self.columns, self.name) for place in places]
+                    return how, [(own_row or row, own_column or column) for own_row, own_column in split]
+        return None
 
     def doubts(self, row: str, column: str) -> list[str]:
         """What is hardly right about a cell."""
@@ -205,6 +220,17 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
     if not columns or not rows:
         raise UserError(f"{what}: it needs columns and rows")
     base = settings.get("base") or []
+    images = settings.get("images", "val")
+    if images not in ("train", "val"):
+        raise UserError(f"{what}: images: it is train or val; it is {quoted(str(images))}")
+    for heads in (rows, columns):
+        for head in heads.values():
+            for place in (*head.less, *head.mean):
+                if _other_cell(place, heads, rows, columns, f"{what}: {head.key}") in (
+                    (head.key, None),
+                    (None, head.key),
+                ):
+                    raise UserError(f"{what}: {head.key}: its values cannot be made of themselves")
     return Table(
         name=name,
         path=path,
@@ -222,6 +248,7 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
         values=_values(settings.get("values"), rows, columns, f"{what}: values"),
         suspect=_suspect(settings.get("suspect"), rows, columns, f"{what}: suspect"),
         notes=_notes(settings.get("notes"), what),
+        images=images,
     )
 
 
@@ -266,8 +293,18 @@ def _head(key: str, settings: Any, what: str, column: bool) -> Head:
         raise UserError(f"{what}: coded: it is true, or the text of a coded stage; it is {coded!r}")
     if not isinstance(from_elsewhere, bool):
         raise UserError(f"{what}: quoted: it is true or false; it is {from_elsewhere!r}")
+    less, mean = (_places(settings, name, what) for name in ("less", "mean"))
+    if (less and mean) or len(less) not in (0, 2):
+        raise UserError(f"{what}: less: it names two cells, as [cmkd, kd], and a mean is another thing")
     label, measure, unit, note = (_text(settings, name, what) for name in ("label", "measure", "unit", "note"))
-    return Head(key, label or key, recipe, of, coded, from_elsewhere, measure, unit, note)
+    return Head(key, label or key, recipe, of, coded, from_elsewhere, measure, unit, note, less, mean)
+
+
+def _places(settings: Mapping[str, Any], key: str, what: str) -> tuple[str, ...]:
+    places = settings.get(key) or []
+    if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
+        raise UserError(f"{what}: {key}: it is a list of keys of rows and columns, as [cmkd, kd]")
+    return tuple(places)
 
 
 def _cells(
@@ -338,6 +375,15 @@ def _suspect(given: Any, rows: Mapping[str, Head], columns: Mapping[str, Head], 
         row, column = (None, None) if cell is None else split_cell(cell, rows, columns, what, part=True)
         found.append(Suspect(row, column, says))
     return found
+
+
+def _other_cell(
+    text: str, mine: Mapping[str, Head], rows: Mapping[str, Head], columns: Mapping[str, Head], what: str
+) -> tuple[str | None, str | None]:
+    """As :func:`split_cell` of a part; a key that rows and columns both have is of ``mine``."""
+    if text in mine and ":" not in text:
+        return (text, None) if mine is rows else (None, text)
+    return split_cell(text, rows, columns, what, part=True)
 
 
 def split_cell(

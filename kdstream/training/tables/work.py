@@ -17,6 +17,7 @@ import kdstream
 from kdstream.errors import UserError
 from kdstream.recipe import Recipe
 from kdstream.stream.language import parse_calls
+from kdstream.training.job import each_teacher
 from kdstream.training.tables import cells as expanded
 from kdstream.training.tables.cells import Cell
 from kdstream.training.tables.finished import Finished
@@ -58,7 +59,8 @@ class Task:
     def epochs(self) -> int:
         """How many it has, without phases before the main one; 0 where a trained teacher is only evaluated."""
         given = self.cell is not None and self.cell.of_teacher and self.gives is None
-        return 0 if given else self.recipe.epochs
+        trainings = 1 if self.gives is None else len(each_teacher(self.recipe))
+        return 0 if given else self.recipe.epochs * trainings
 
 
 def left_to_do(cells: Sequence[Cell], seeds: int, overrides: Sequence[str], finished: Finished) -> list[Task]:
@@ -80,13 +82,18 @@ def left_to_do(cells: Sequence[Cell], seeds: int, overrides: Sequence[str], fini
         needs = None
         wanted = range(cell.recipe.seed, cell.recipe.seed + seeds)
         lacking = [seed for seed in wanted if seed not in done]
-        if teaching is not None and finished.teacher(teaching) is None and (cell.of_teacher or lacking):
+        if (
+            teaching is not None
+            and not cell.given
+            and finished.teacher(teaching) is None
+            and (cell.of_teacher or lacking)
+        ):
             needs = teaching.fingerprint()
             name = f"teacher {teaching.student.model}"
             task = Task(name, teaching, (*start, "--only-teacher"), None, needs, pair_of(teaching), cell)
             teachers.setdefault(needs, task)
         if cell.of_teacher:
-            if teaching is None and not done:
+            if cell.given and not done:
                 name = f"evaluation of {cell.network()}"
                 task = Task(name, cell.recipe, start, None, None, pair_of(cell.recipe), cell)
                 students.setdefault((cell.recipe.fingerprint(), -1), task)
@@ -134,7 +141,7 @@ def run_tasks(
         while waiting or running:
             for slot in (slot for slot in range(jobs) if slot not in running):
                 coming = {task.gives for task in waiting} | {task.gives for task, _, _ in running.values()}
-                made = {task.recipe.data.path for task, _, _ in running.values() if _makes_data(task)}
+                made = {task.recipe.data.path for task, _, _ in running.values() if makes_data(task)}
                 ready = (
                     task
                     for task in waiting
@@ -176,14 +183,19 @@ def _start(
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
     if len(gpus := _gpus(environment)) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    name = re.sub(r"[^\w.+-]+", "_", task.name)
-    log = logs / f"{name}-{task.recipe.fingerprint()[:8]}.log"
+    log = log_of(task, logs)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=file, stderr=subprocess.STDOUT
         )
     return process, log
+
+
+def log_of(task: Task, logs: Path) -> Path:
+    """Where it writes what it says, in the folder of such files."""
+    name = re.sub(r"[^\w.+-]+", "_", task.name)
+    return logs / f"{name}-{task.recipe.fingerprint()[:8]}.log"
 
 
 def _gpus(environment: Mapping[str, str]) -> list[str]:
@@ -196,7 +208,7 @@ def _gpus(environment: Mapping[str, str]) -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _makes_data(task: Task) -> bool:
+def makes_data(task: Task) -> bool:
     """Whether its process has to make the shards, which is for one alone."""
     data = task.recipe.data
     return data.source is not None and not (Path(data.path) / "dataset.json").exists()

@@ -169,3 +169,29 @@ def test_one_cell_is_picked_by_networks_and_row(write):
         with pytest.raises(UserError, match=rf"is a table, and this names {found} of it: pick one by cell=") as error:
             pick(table, overrides)
         assert "\n" not in str(error.value)
+
+
+def test_published_teachers_stand_where_there_are_some(tmp_path):
+    def teachers(text, *overrides, data="cifar100"):
+        path = write_table(tmp_path, tmp_path / data, text)
+        return cells(load_table(str(path)), *overrides)["kd"].recipe.teacher
+
+    known = TABLE.replace("resnet14", "resnet56")
+    found = teachers(known, "teachers=published")
+    assert (found.weights, found.model) == ("published:resnet56@cifar100", "resnet56")
+    assert found.train["epochs"] == 1  # where it cannot be had
+    assert teachers(known).weights is None
+    assert teachers(TABLE, "teachers=published").weights is None  # there is no such network
+    assert teachers(known, "teachers=published", data="digits").weights is None
+    (tmp_path / "mine.yaml").write_text("teachers: published\n")
+    mine = known.replace("base: settings", "base: [settings, mine]")
+    assert teachers(mine).weights == "published:resnet56@cifar100"
+    assert teachers(mine, "teachers=trained").weights is None
+    with pytest.raises(UserError, match="teachers: they are trained or published; it is 'bought'"):
+        teachers(known, "teachers=bought")
+
+
+def test_what_is_made_of_other_cells_is_not_trained(write):
+    text = TABLE.replace("  search: {label: Searched, quoted: true,", "  search: {label: Gain, less: [ckd, kd],")
+    found = cells(write(text))["search"]
+    assert (found.recipe, found.why_not) == (None, "made of others")

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from small_tables import TABLE, finish, write_table
 
+from kdstream.analysis.spread import Spread
 from kdstream.display.table_page import to_html, to_markdown
 from kdstream.training.tables.cells import expand
 from kdstream.training.tables.comparison import as_json, compare, page
@@ -117,3 +118,37 @@ def test_the_report_says_all_of_it(cells):
     assert kd["last"] == {"mean": 72.0, "std": 2.0, "seeds": 3}
     assert kd["seeds"] == [0, 1, 2]
     assert plain["suspect"] == [{"row": "kd", "column": "resnet14-resnet8", "says": "hardly so"}]
+
+
+def test_what_is_made_of_other_cells_is_so_seed_by_seed(cells):
+    made = FIVE.replace("  search: {label: Searched, quoted: true,", "  search: {label: Gain, less: [ckd, kd],")
+    made = made.replace("search   n/a", "search   1.5\n  mean     .").replace(
+        "\nvalues:", "\n  mean: {mean: [search, kd]}\nvalues:"
+    )
+    found = cells(made)
+    for seed, tops in TOPS.items():
+        finish(found["kd"].with_seed(seed), tops)
+        if seed:
+            finish(found["ckd"].with_seed(seed), [tops[0] + 10 * seed])
+    by_row = compared(found)
+    gain = by_row["search"]
+    assert gain.last == Spread.of([80.0 - 74.0, 90.0 - 70.0])  # seeds 1 and 2
+    assert gain.best == Spread.of([80.0 - 76.0, 90.0 - 74.0])
+    assert gain.difference == pytest.approx(10.0 - 1.5)
+    assert by_row["mean"].last == Spread.of([(6.0 + 74.0) / 2, (20.0 + 70.0) / 2])
+    shown = dict(page(found["kd"].table, list(by_row.values()), "x").rows)
+    assert (shown["Gain"][0].missing, shown["Gain"][0].seeds) == ("", 2)
+
+
+def test_what_is_no_accuracy_stands_with_its_reason_and_its_decimals(cells):
+    found = cells(FIVE.replace("measure: top1", "measure: seconds").replace("73.08±0.2", "0.2453"))
+    finish(found["kd"].with_seed(0), [70.0], seconds=0.25)
+    by_row = compared(found)
+    shown = dict(page(found["kd"].table, list(by_row.values()), "x").rows)["KD"][0]
+    assert shown.ours == ["ours 0.2500", "+0.0047, n = 1"]
+    found = cells(FIVE.replace("measure: top1", "measure: entropy"))
+    shown = dict(page(found["kd"].table, list(compared(found).values()), "x").rows)["KD"][0]
+    assert (
+        shown.missing
+        == "lacks 4: 5 epochs, entropy: needs the images: " + f"{found['kd'].recipe.data.path} is not here"
+    )

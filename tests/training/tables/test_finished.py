@@ -9,9 +9,12 @@ import pytest
 from small_tables import finish, write_table
 
 from kdstream.errors import UserError
+from kdstream.training.job import each_teacher
 from kdstream.training.tables.cells import expand
-from kdstream.training.tables.finished import Finished
+from kdstream.training.tables.comparison import compare, page
+from kdstream.training.tables.finished import Finished, read_done
 from kdstream.training.tables.table import load_table
+from kdstream.training.tables.work import left_to_do
 
 
 @pytest.fixture
@@ -90,3 +93,58 @@ def test_other_peoples_runs_are_added_wherever_their_data_lay(cells, tmp_path):
     assert list(Finished().of(cells["kd"])) == [0]
     with pytest.raises(UserError, match=r"^--add nowhere: no such folder$"):
         Finished([Path("nowhere")])
+
+
+def test_where_the_best_network_counts_it_is_that_of_each_epoch(cells):
+    recipe = cells["kd"].with_seed(0)
+    finish(recipe, [70.0, 76.0, 72.0])
+    path = Path(recipe.out) / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, top in zip(rows, (80.0, 60.0, 71.0), strict=True):
+        row |= {"val/peer1/top1": top, "val/peer1/top5": top + 1}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = json.loads((Path(recipe.out) / "result.json").read_text())
+    networks = {"student": {"top1": 72.0}, "peer1": {"top1": 71.0}}
+    (Path(recipe.out) / "result.json").write_text(json.dumps({**result, "networks": networks}))
+    done = read_done(Path(recipe.out), 0, best_network=True)
+    assert (done.last, done.best) == ({"top1": 72.0, "top5": 82.0}, {"top1": 80.0, "top5": 81.0})
+    assert read_done(Path(recipe.out), 0).best["top1"] == 76.0
+
+
+def test_of_several_teachers_the_best_is_the_one_when_all_are_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, tmp_path / "digits")
+    path = tmp_path / "settings.yaml"
+    path.write_text(path.read_text().replace("{train: {loss: ce}}", "{train: {loss: ce}, seeds: 3}"))
+    found = {cell.row: cell for cell in expand(load_table("small.yaml"))}
+    each = each_teacher(found["kd"].teaching())
+    assert [one.seed for one in each] == [0, 1, 2]
+    for one, top in zip(each, (70.0, 81.0, 75.0), strict=True):
+        assert Finished().of(found["teacher"]) == {}
+        finish(one, [top], folder=f"runs/cells/teachers/{one.seed}")
+    (done,) = Finished().of(found["teacher"]).values()
+    assert (done.seed, done.last["top1"]) == (1, 81.0)
+    assert left_to_do([found["teacher"]], 1, [], Finished()) == []
+    shown = page(found["kd"].table, compare(list(found.values()), 1, [], Finished()), "x")
+    assert dict(shown.facts)["teachers"] == "resnet14: the best of 3 seeds, seed 1, teaches"
+
+
+def test_a_published_teacher_is_evaluated_and_not_trained(tmp_path, monkeypatch):
+    from small_tables import TABLE
+
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, tmp_path / "cifar100", TABLE.replace("resnet14", "resnet56"))
+    found = {cell.row: cell for cell in expand(load_table("small.yaml"), ["teachers=published"])}
+    (task,) = left_to_do([found["teacher"]], 1, ["teachers=published"], Finished())
+    assert (task.gives, task.epochs, "--only-teacher" in task.launch) == (None, 0, False)
+    assert all(one.needs is None for one in left_to_do([found["kd"]], 1, [], Finished()))
+    folder = Path(found["teacher"].recipe.out)
+    folder.mkdir(parents=True)
+    (folder / "teacher.json").write_text(json.dumps({"top1": 72.3, "top5": 91.0}))
+    assert [done.last["top1"] for done in Finished().of(found["teacher"]).values()] == [72.3]
+    # Where it could not be had, the one that was trained stands there.
+    weights = found["teacher"].recipe.teacher.weights
+    (folder / "teacher.json").write_text(json.dumps({"absent": {weights: "gone"}}))
+    assert Finished().of(found["teacher"]) == {}
+    finish(found["teacher"].teaching(), [70.0], folder="runs/cells/teachers/x")
+    assert [done.last["top1"] for done in Finished().of(found["teacher"]).values()] == [70.0]
