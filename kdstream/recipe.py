@@ -76,8 +76,9 @@ class Data(Part):
         label_noise: 0..1: each training label is replaced with this probability by a class drawn uniformly from all,
             its own among them.
         imbalance: leave so many of each class in the training split.
-        seed: of label noise and imbalance, which do not change with the recipe's seed: teacher and students of all
-            seeds see the same. None = 0.
+        per_class: leave that many of each class in the training split, drawn at random. None = all.
+        seed: of label noise and of what is left, which do not change with the recipe's seed: students of all seeds see
+            the same, and so does the teacher, if ``teacher.train`` has no ``data`` of its own. None = 0.
     """
 
     path: str
@@ -89,13 +90,20 @@ class Data(Part):
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = None
     label_noise: Annotated[Number, Field(ge=0, le=1)] | None = None
     imbalance: Imbalance | None = None
+    per_class: Positive | None = None
     seed: Integer | None = None
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:
-        if self.seed is not None and self.label_noise is None and self.imbalance is None:
-            raise ValueError("seed is that of label_noise and imbalance, and neither is asked for")
+        if self.imbalance is not None and self.per_class is not None:
+            raise ValueError("imbalance and per_class both say how many samples of a class are left: leave one out")
+        if self.seed is not None and all(getattr(self, key) is None for key in ALTERING if key != "seed"):
+            raise ValueError("seed is that of label_noise, imbalance and per_class, and none of them is asked for")
         return self
+
+
+ALTERING = ("label_noise", "imbalance", "per_class", "seed")
+"""What of ``data`` changes the training split, and so may be another for the teacher."""
 
 
 def class_choice(value: Any) -> Any:
@@ -157,7 +165,8 @@ class Teacher(Model):
 
     Attributes:
         train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
-            published weights it is for when they cannot be had.
+            published weights it is for when they cannot be had. Of ``data`` it may change which images and labels there
+            are to learn from: with ``{per_class: null}`` a teacher of all images teaches a student of few.
         mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
             else the data set's.
     """
@@ -327,6 +336,8 @@ class Recipe(Part):
         loss: term -> weight, or -> {weight: ..., settings}.
         epochs, batch_size, seed: batch_size counts all processes together.
         optimizer, schedule: see their classes.
+        eval_every: epochs from one evaluation to the next; the last epoch of all is always evaluated. The best epoch is
+            one of those.
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
             --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.
@@ -363,6 +374,7 @@ class Recipe(Part):
     eval_stream: str | None = None
     loss: Annotated[dict[str, Any], BeforeValidator(_as_loss)] = {"ce": 1.0}
     epochs: Positive = 240
+    eval_every: Positive = 1
     batch_size: Positive = 64
     seed: Integer = 0
     accumulate: Positive = 1
@@ -399,6 +411,8 @@ class Recipe(Part):
             del deciding["export_network"]
         if self.ema is None:
             del deciding["ema"]
+        if self.eval_every == 1:
+            del deciding["eval_every"]
         for group in ("optimizer", "schedule"):
             for key, value in _SILENT[group].items():
                 if deciding[group][key] == value:
@@ -443,7 +457,7 @@ class Recipe(Part):
 
 
 _LATER = (
-    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "seed")),
+    *(("data", key) for key in ("num_classes", *ALTERING)),
     ("teacher", "classes"),
     ("student", "classes"),
     ("assistants", "classes"),
@@ -506,7 +520,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
             _refuse(over, ("seed",), f"{what}: runs.{name}", "seeds gives all runs theirs")
         recipe.variant(over, name, f"{what}: runs.{name}")
     if recipe.teacher is not None and recipe.teacher.train is not None:
-        _refuse(recipe.teacher.train, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
+        own = _beside_its_images(recipe.teacher.train)
+        _refuse(own, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
     for i, assistant in enumerate(recipe.assistants):
         where = f"{what}: assistants.{i}.train"
         _refuse(assistant.train, SHARED, where, "it is one for the whole recipe")
@@ -521,6 +536,13 @@ def run_folder(name: str) -> str:
 
 SHARED = ("data", "teacher", "precision", "out", "name", "runs", "seeds")
 """What all trainings of a job share and none of them can have for itself."""
+
+
+def _beside_its_images(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher's own settings without a ``data`` that only says what is left of the recipe's training split."""
+    data = train.get("data")
+    own = isinstance(data, Mapping) and set(data) <= set(ALTERING)
+    return {key: value for key, value in train.items() if key != "data" or not own}
 
 
 def _refuse(over: Mapping[str, Any], keys: Sequence[str], where: str, why: str) -> None:

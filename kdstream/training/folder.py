@@ -25,7 +25,9 @@ PEERS = "peers"
 LAST, BEST = "last.pt", "best.pt"
 """The checkpoint that a training continues from, and the weights of its best epoch."""
 RECIPE, RESULT = "recipe.yaml", "result.json"
-KEPT = (RECIPE, "metrics.jsonl", "speed.jsonl", RESULT, LAST, BEST, "student.json", "student.safetensors")
+MEASURED = "measured.json"
+"""What a pass over images found of the student after its training."""
+KEPT = (RECIPE, "metrics.jsonl", "speed.jsonl", RESULT, LAST, BEST, "student.json", "student.safetensors", MEASURED)
 """The files in a training's folder."""
 
 

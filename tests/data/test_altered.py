@@ -106,7 +106,7 @@ def test_what_cannot_be(digits, tmp_path):
         ({"imbalance": {"gamma": 0, "largest": 2, "smallest": 1}}, r"data\.imbalance\.gamma: .*greater than 0"),
         ({"imbalance": {"gamma": 1, "largest": 1, "smallest": 2}}, "smallest is 2, which is more than largest, 1"),
         ({"imbalance": {"gama": 1}}, r"unknown setting .*data\.imbalance\.gama"),
-        ({"seed": 1}, "seed is that of label_noise and imbalance, and neither is asked for"),
+        ({"seed": 1}, "seed is that of label_noise, imbalance and per_class, and none of them is asked for"),
     ):
         with pytest.raises(UserError, match=message):
             make_recipe({**recipe, "data": {"path": "x", **data}}, "r")

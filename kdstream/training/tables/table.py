@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.errors import UserError
-from kdstream.recipe_file import RECIPES, find_recipe, is_table, name_of, read_recipe
+from kdstream.recipe_file import CLAIMS, RECIPES, SETTINGS, find_recipe, is_table, name_of, read_recipe
 from kdstream.registry import nearest
 from kdstream.safe_yaml import plain
 from kdstream.terminal import quoted
+from kdstream.training.tables.order import Order
 
 TRAINED = ("top1", "top5")
 """Measures that a training gives, in percent."""
 _NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _KEYS = (
     *("paper", "place", "measure", "unit", "printed", "runs_averaged", "base", "columns", "rows", "cells", "values"),
-    *("suspect", "notes"),
+    *("suspect", "notes", "claims"),
 )
 _OF_HEAD = ("label", "measure", "unit", "note", "of", "coded", "quoted")
 """What a row or a column says beside its part of a recipe: a column's stands among them, a row's in ``recipe``."""
@@ -109,6 +110,7 @@ class Table:
         values: (row, column) -> the printed value; nothing where none is printed.
         suspect: what is hardly right.
         notes: remarks.
+        claims: what it shall show, where it is no table of a paper's but the trial of a claim.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Table:
     values: dict[tuple[str, str], Printed]
     suspect: list[Suspect]
     notes: list[str]
+    claims: list[Order] = field(default_factory=list)
 
     @property
     def called(self) -> str:
@@ -154,7 +157,13 @@ class Table:
 def known_tables() -> list[str]:
     """The names of the tables that come with kdstream."""
     paths = sorted(RECIPES.glob("*/*.yaml"), key=lambda path: [int(s) if s.isdigit() else s for s in _pieces(path)])
-    return [name_of(path) for path in paths if path.parent.name != "settings" and is_table(read_recipe(path))]
+    others = (SETTINGS, CLAIMS)
+    return [name_of(path) for path in paths if path.parent not in others and is_table(read_recipe(path))]
+
+
+def known_claims() -> list[str]:
+    """The names of the claims that come with kdstream."""
+    return sorted(name_of(path) for path in CLAIMS.glob("*.yaml"))
 
 
 def _pieces(path: Path) -> list[str]:
@@ -222,6 +231,7 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
         values=_values(settings.get("values"), rows, columns, f"{what}: values"),
         suspect=_suspect(settings.get("suspect"), rows, columns, f"{what}: suspect"),
         notes=_notes(settings.get("notes"), what),
+        claims=_claims(settings.get("claims"), rows, f"{what}: claims"),
     )
 
 
@@ -337,6 +347,21 @@ def _suspect(given: Any, rows: Mapping[str, Head], columns: Mapping[str, Head], 
             raise UserError(f"{what}: says is missing")
         row, column = (None, None) if cell is None else split_cell(cell, rows, columns, what, part=True)
         found.append(Suspect(row, column, says))
+    return found
+
+
+def _claims(given: Any, rows: Mapping[str, Head], what: str) -> list[Order]:
+    """What the rows shall show: groups with order, and measure and printed where there is something to say."""
+    given = [] if given is None else given
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        raise UserError(f"{what}: it is a list of groups with order, measure and printed")
+    found = []
+    for one in given:
+        _check_keys(one, ("order", "measure", "printed"), what)
+        order, measure, printed = (_text(one, key, what) for key in ("order", "measure", "printed"))
+        if not order:
+            raise UserError(f"{what}: order is missing")
+        found.append(Order.read(order, rows, what, measure, printed or ""))
     return found
 
 
