@@ -13,8 +13,9 @@ from kdstream.cli.table import estimate, positive, say, train_all
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kdstream.training.tables.cells import Cell
     from kdstream.training.tables.claims import Claim
-    from kdstream.training.tables.finished import Finished
+    from kdstream.training.tables.finished import Done, Finished
     from kdstream.training.tables.table import Table
 
 EXAMPLES = """examples:
@@ -197,8 +198,10 @@ def _facts(claims: Sequence[Claim], finished: Finished, overrides: Sequence[str]
     cells = [cell for claim in claims for cell in claim.cells]
     done = {one.folder: one for cell in cells for one in finished.of(cell).values()}
     teachers = {one.folder: one for cell in cells if (t := cell.teaching()) and (one := finished.teacher(t))}
+    given = {one.last["top1"] for cell in cells if (one := _given(cell, finished)) is not None}
     hours = sum(one.seconds for one in (*done.values(), *teachers.values())) / 3600
     taught = sorted({f"{one.last['top1']:.2f} %" for one in teachers.values()})
+    taught += [f"{top1:.2f} % (given by its weights)" for top1 in sorted(given)]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     bases = sorted({name for claim in claims for name in claim.table.base})
     facts = [
@@ -212,3 +215,10 @@ def _facts(claims: Sequence[Claim], finished: Finished, overrides: Sequence[str]
     if taught:
         facts.insert(2, ("teachers", f"top-1 {', '.join(taught)}"))
     return facts
+
+
+def _given(cell: Cell, finished: Finished) -> Done | None:
+    """What was measured of a teacher that was given, when it first taught."""
+    if cell.recipe is None or cell.recipe.teacher is None or cell.teaching() is not None:
+        return None
+    return next(filter(None, (finished.given(cell.with_seed(seed)) for seed in finished.of(cell))), None)

@@ -68,7 +68,7 @@ class Finished:
             return {}
         if cell.of_teacher:
             teaching = cell.teaching()
-            done = self._given(recipe) if teaching is None else self.teacher(teaching)
+            done = self.given(recipe) if teaching is None else self.teacher(teaching)
             return {} if done is None else {done.seed: done}
         mine: dict[int, Done] = {}
         prefix = Path(str(recipe.out)).name.rpartition("-seed")[0]
@@ -90,7 +90,7 @@ class Finished:
         found = next(filter(None, map(self._teachers.get, _fingerprints(teaching))), None)
         return found or next(iter(self.added.get(_placeless(teaching), {}).values()), None)
 
-    def _given(self, recipe: Recipe) -> Done | None:
+    def given(self, recipe: Recipe) -> Done | None:
         """What was measured of a teacher that was trained elsewhere."""
         folder = Path(str(recipe.out))
         found = _json(folder / TEACHER_FILE)

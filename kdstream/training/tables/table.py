@@ -20,7 +20,7 @@ TRAINED = ("top1", "top5")
 _NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _KEYS = (
     *("paper", "place", "measure", "unit", "printed", "runs_averaged", "base", "columns", "rows", "cells", "values"),
-    *("suspect", "notes", "claims"),
+    *("suspect", "notes", "claims", "keeps"),
 )
 _OF_HEAD = ("label", "measure", "unit", "note", "of", "coded", "quoted")
 """What a row or a column says beside its part of a recipe: a column's stands among them, a row's in ``recipe``."""
@@ -111,6 +111,7 @@ class Table:
         suspect: what is hardly right.
         notes: remarks.
         claims: what it shall show, where it is no table of a paper's but the trial of a claim.
+        keeps: settings that a command line cannot replace here, by dotted name.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Table:
     suspect: list[Suspect]
     notes: list[str]
     claims: list[Order] = field(default_factory=list)
+    keeps: list[str] = field(default_factory=list)
 
     @property
     def called(self) -> str:
@@ -230,7 +232,8 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
         cells=_cells(_group(settings, "cells", what), rows, columns, f"{what}: cells"),
         values=_values(settings.get("values"), rows, columns, f"{what}: values"),
         suspect=_suspect(settings.get("suspect"), rows, columns, f"{what}: suspect"),
-        notes=_notes(settings.get("notes"), what),
+        notes=_texts(settings.get("notes"), f"{what}: notes"),
+        keeps=_texts(settings.get("keeps"), f"{what}: keeps"),
         claims=_claims(settings.get("claims"), rows, f"{what}: claims"),
     )
 
@@ -394,8 +397,8 @@ def split_cell(
     raise UserError(f"{what}: no cell {quoted(text)}: {nearest(text, known)}")
 
 
-def _notes(given: Any, what: str) -> list[str]:
+def _texts(given: Any, what: str) -> list[str]:
     given = [given] if isinstance(given, str) else given or []
-    if not isinstance(given, list) or not all(isinstance(note, str) for note in given):
-        raise UserError(f"{what}: notes: it is a list of texts")
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise UserError(f"{what}: it is a list of texts")
     return given
