@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     teachers = sum(task.gives is not None for task in tasks)
     say(
         console,
-        f"{len(tables)} claims, {options.seeds} seed{'s' if options.seeds > 1 else ''} each: {len(tasks)} trainings "
+        f"{_counted(len(tables))}, {options.seeds} seed{'s' if options.seeds > 1 else ''} each: {len(tasks)} trainings "
         f"left, {teachers} of them teachers', {sum(task.epochs for task in tasks):,} epochs",
     )
     if options.dry_run:
@@ -99,6 +99,8 @@ def _report(
     """Judge, write the page, and show it."""
     import json
 
+    from rich.console import Console
+
     from kdstream.atomic import write_atomic, writing
     from kdstream.display.claims_page import grid, to_html, to_markdown
     from kdstream.training.tables.claims import as_json, by_verdict, judge
@@ -118,9 +120,14 @@ def _report(
         out.parent.mkdir(parents=True, exist_ok=True)
         for ending, text in texts.items():
             write_atomic(out.with_suffix(ending), text.encode("utf-8", "replace"))
-    say(console, f"{len(claims)} claims: {page.summary}")
-    console.print(grid(page))
+    say(console, f"{_counted(len(claims))}: {page.summary}")
+    wide = console if console.is_terminal else Console(width=10_000, file=console.file)  # a file has no width
+    wide.print(grid(page))
     say(console, f"written: {out.with_suffix('.html')}, .md, .json")
+
+
+def _counted(claims: int) -> str:
+    return f"{claims} claim{'' if claims == 1 else 's'}"
 
 
 def _short(table: Table) -> str:

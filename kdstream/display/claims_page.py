@@ -44,15 +44,6 @@ class ShownLine:
     interval: tuple[float, float, float] | None = None
     values: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def bar(self) -> dict[str, float] | None:
-        """The interval on an axis from -100 to 100 whose middle is 0."""
-        if self.interval is None:
-            return None
-        most = max(map(abs, self.interval)) or 1.0
-        low, mean, high = (round(95 * value / most, 2) for value in self.interval)
-        return {"low": low, "mean": mean, "high": high}
-
 
 @dataclass(frozen=True)
 class ShownClaim:
@@ -73,6 +64,15 @@ class ShownClaim:
     verdict: str
     lines: list[ShownLine]
     notes: list[str]
+
+    def bar(self, line: ShownLine) -> dict[str, float] | None:
+        """A line's interval on an axis from -100 to 100 about 0, of one scale for all lines of its measure."""
+        if line.interval is None:
+            return None
+        alike = [one.interval for one in self.lines if one.interval is not None and one.measure == line.measure]
+        most = max(abs(value) for interval in alike for value in interval) or 1.0
+        low, mean, high = (round(95 * value / most, 2) for value in line.interval)
+        return {"low": low, "mean": mean, "high": high}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,13 @@ CLAIM = CLAIM.replace("  teacher: {label: Teacher, of: teacher}\n", "").replace(
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, digits):
+    def run_here(tasks, jobs, tell, advance, options=()):  # that each has a process is test_table_command's
+        for number, task in enumerate(tasks, 1):
+            tell(f"[{number}/{len(tasks)}] {task.name}")
+            assert main([*task.launch, *options]) == 0
+        return []
+
+    monkeypatch.setattr("kdstream.training.tables.work.run_tasks", run_here)
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path, digits, CLAIM, "coded.yaml")
     return tmp_path
@@ -27,7 +34,7 @@ def here(tmp_path, monkeypatch, digits):
 def test_claims_are_listed_trained_and_judged(here, capfd):
     assert main(["claims", "coded.yaml", "--dry-run", "--seeds", "2", "data.path=nowhere"]) == 0
     said = capfd.readouterr().out
-    assert "1 claims, 2 seeds each: 5 trainings left, 1 of them teachers', 5 epochs" in said
+    assert "1 claim, 2 seeds each: 5 trainings left, 1 of them teachers', 5 epochs" in said
     assert "Digits by a small network that learns from a little larger one. (small, table 1" in said
     assert not (here / "runs").exists()
     small = ["data.per_class=6", "batch_size=60", "--cpu"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -50,8 +51,11 @@ def test_what_is_shown_is_the_same_everywhere():
 
 
 def test_a_bar_has_zero_in_its_middle():
-    assert LINES[0].bar == {"low": -95.0, "mean": -71.25, "high": -47.5}
-    assert LINES[1].bar is None
+    claim = PAGE.claims[0]
+    assert claim.bar(LINES[0]) == {"low": -95.0, "mean": -71.25, "high": -47.5}
+    assert claim.bar(LINES[1]) is None
+    wider = replace(LINES[0], interval=(0.0, 2.0, 4.0))
+    assert replace(claim, lines=[LINES[0], wider]).bar(LINES[0]) == {"low": -47.5, "mean": -35.62, "high": -23.75}
     html = to_html(PAGE)
     assert html.count("<svg") == 1
     assert 'x1="-95.0" x2="-47.5"' in html
