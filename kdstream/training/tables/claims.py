@@ -102,8 +102,8 @@ def in_rounds(tasks: Sequence[Task]) -> list[Task]:
     teachers = {task.gives: task for task in tasks if task.gives is not None}
     found: list[Task] = []
     for task in sorted((task for task in tasks if task.gives is None), key=lambda task: task.recipe.seed):
-        if (teacher := teachers.pop(task.needs, None)) is not None:
-            found.append(teacher)
+        if task.needs in teachers:
+            found.append(teachers.pop(task.needs))
         found.append(task)
     return [*teachers.values(), *found]
 
