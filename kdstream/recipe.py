@@ -93,10 +93,11 @@ class Data(Part):
         label_noise: 0..1: each training label is replaced with this probability by a class drawn uniformly from all,
             its own among them.
         imbalance: leave so many of each class in the training split.
+        per_class: leave that many of each class in the training split, drawn at random. None = all.
         hold_out: 0..1: this share of every class of the training split, noise and all, is not trained with: it takes
             the validation split's place, which nobody then looks at; to choose settings by.
-        seed: of label noise, imbalance and hold_out, which do not change with the recipe's seed: teacher and students
-            of all seeds see the same. None = 0.
+        seed: of label noise, hold_out and what is left, which do not change with the recipe's seed: students of all
+            seeds see the same, and so does the teacher, if ``teacher.train`` has no ``data`` of its own. None = 0.
         order: of the training samples: None = shuffled as a whole, which touches all shards; ``sequential`` = shard by
             shard, shuffled within a buffer, for sets that are larger than the disk: see
             :mod:`kdstream.stream.sequential`.
@@ -113,6 +114,7 @@ class Data(Part):
     num_classes: Annotated[int, Field(ge=2, strict=True)] | None = None
     label_noise: Annotated[Number, Field(ge=0, le=1)] | None = None
     imbalance: Imbalance | None = None
+    per_class: Positive | None = None
     hold_out: Annotated[Number, Field(gt=0, lt=1)] | None = None
     seed: Integer | None = None
     order: Literal["sequential"] | None = None
@@ -125,9 +127,10 @@ class Data(Part):
                 f"path is an address ({public(self.path)}), and shards are made in a folder: name one, or "
                 "leave source out (data.source=null)"
             )
-        if self.order is not None and any((self.label_noise, self.imbalance, self.hold_out)):
+        if self.order is not None and any((self.label_noise, self.imbalance, self.per_class, self.hold_out)):
             raise ValueError(
-                "order: sequential reads the shards as they are: leave out label_noise, imbalance and hold_out"
+                "order: sequential reads the shards as they are: leave out label_noise, imbalance, per_class and "
+                "hold_out"
             )
         return self
 
@@ -138,9 +141,18 @@ class Data(Part):
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:
-        if self.seed is not None and self.label_noise is None and self.imbalance is None and self.hold_out is None:
-            raise ValueError("seed is that of label_noise, imbalance and hold_out, and none of them is asked for")
+        if self.imbalance is not None and self.per_class is not None:
+            raise ValueError("imbalance and per_class both say how many samples of a class are left: leave one out")
+        altering = (self.label_noise, self.imbalance, self.per_class, self.hold_out)
+        if self.seed is not None and all(one is None for one in altering):
+            raise ValueError(
+                "seed is that of label_noise, imbalance, per_class and hold_out, and none of them is asked for"
+            )
         return self
+
+
+ALTERING = ("label_noise", "imbalance", "per_class", "seed")
+"""What of ``data`` changes the training split, and so may be another for the teacher."""
 
 
 def class_choice(value: Any) -> Any:
@@ -202,7 +214,8 @@ class Teacher(Model):
 
     Attributes:
         train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
-            published weights it is for when they cannot be had.
+            published weights it is for when they cannot be had. Of ``data`` it may change which images and labels there
+            are to learn from: with ``{per_class: null}`` a teacher of all images teaches a student of few.
         seeds: train so many, by seeds from that of ``train`` (else the recipe's) on; the one with the best validation
             accuracy teaches, the first of equal ones. None = one.
         mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
@@ -377,6 +390,8 @@ class Recipe(Part):
         loss: term -> weight, or -> {weight: ..., settings}.
         epochs, batch_size, seed: batch_size counts all processes together.
         optimizer, schedule: see their classes.
+        eval_every: epochs from one evaluation to the next; the last epoch of all is always evaluated. The best epoch is
+            one of those.
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
             --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.
@@ -417,6 +432,7 @@ class Recipe(Part):
     eval_stream: str | None = None
     loss: Annotated[dict[str, Any], BeforeValidator(_as_loss)] = {"ce": 1.0}
     epochs: Positive = 240
+    eval_every: Positive = 1
     batch_size: Positive = 64
     seed: Integer = 0
     accumulate: Positive = 1
@@ -459,6 +475,8 @@ class Recipe(Part):
         deciding["data"]["path"] = public(self.data.path)
         if self.ema is None:
             del deciding["ema"]
+        if self.eval_every == 1:
+            del deciding["eval_every"]
         for group in ("optimizer", "schedule"):
             for key, value in _SILENT[group].items():
                 if deciding[group][key] == value:
@@ -503,7 +521,7 @@ class Recipe(Part):
 
 
 _LATER = (
-    *(("data", key) for key in ("num_classes", "label_noise", "imbalance", "hold_out", "seed", "order")),
+    *(("data", key) for key in ("num_classes", *ALTERING, "hold_out", "order")),
     ("teacher", "classes"),
     ("teacher", "seeds"),
     ("student", "classes"),
@@ -567,7 +585,12 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
             _refuse(over, ("seed",), f"{what}: runs.{name}", "seeds gives all runs theirs")
         recipe.variant(over, name, f"{what}: runs.{name}")
     if recipe.teacher is not None and recipe.teacher.train is not None:
-        _refuse(recipe.teacher.train, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
+        own = _beside_its_images(recipe.teacher.train)
+        _refuse(own, SHARED, f"{what}: teacher.train", "it is one for the whole recipe")
+        if "data" in recipe.teacher.train and recipe.data.hold_out is not None:
+            raise UserError(
+                f"{what}: teacher.train.data would let the teacher see what data.hold_out holds out: leave one out"
+            )
     for i, assistant in enumerate(recipe.assistants):
         where = f"{what}: assistants.{i}.train"
         _refuse(assistant.train, SHARED, where, "it is one for the whole recipe")
@@ -582,6 +605,13 @@ def run_folder(name: str) -> str:
 
 SHARED = ("data", "teacher", "precision", "out", "name", "runs", "seeds")
 """What all trainings of a job share and none of them can have for itself."""
+
+
+def _beside_its_images(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher's own settings without a ``data`` that only says what is left of the recipe's training split."""
+    data = train.get("data")
+    own = isinstance(data, Mapping) and set(data) <= set(ALTERING)
+    return {key: value for key, value in train.items() if key != "data" or not own}
 
 
 def _refuse(over: Mapping[str, Any], keys: Sequence[str], where: str, why: str) -> None:

@@ -17,6 +17,8 @@ from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, read_yaml
 RECIPES = Path(__file__).parent / "recipes"
 SETTINGS = RECIPES / "settings"
 """What recipes and tables build on: parts of recipes."""
+CLAIMS = RECIPES / "claims"
+"""What the papers claim, each as a small table of trainings that decide it."""
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

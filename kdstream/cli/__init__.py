@@ -16,6 +16,7 @@ VERBS = {
     "tables": "the papers' tables and figures, and what of them is done",
     "table": "train what is missing of a paper's table",
     "report": "a paper's table with ours beside it",
+    "claims": "do the papers' claims hold? trainings that decide them",
     "shards": "make a data set of images, or check one",
     "evaluate": "accuracy, calibration and confusions of a network",
     "peakiness": "how sure a teacher is, for original and coded images",

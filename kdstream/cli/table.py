@@ -78,17 +78,18 @@ def _run(options: argparse.Namespace) -> None:
     need_some(cells, table.name)
     seeds = options.seeds or table.runs_averaged or 1
     tasks = left_to_do(cells, seeds, options.overrides, Finished())
-    _say(console, f"{table.name}: {table.title}")
-    _say(console, _summary(sum(cell.recipe is not None for cell in cells), seeds, tasks))
+    say(console, f"{table.name}: {table.title}")
+    say(console, _summary(sum(cell.recipe is not None for cell in cells), seeds, tasks))
     if options.dry_run and tasks:
         estimate(console, tasks, options.cpu)
     elif tasks:
         train_all(console, tasks, options.jobs, ["--cpu"] if options.cpu else [])
     if not options.dry_run:
-        _say(console, f"kdstream report {options.table} shows the table")
+        say(console, f"kdstream report {options.table} shows the table")
 
 
-def _say(console: Console, line: str) -> None:
+def say(console: Console, line: str) -> None:
+    """A line as it is, however wide the terminal."""
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -124,17 +125,17 @@ def estimate(console: Console, tasks: Sequence[Task], cpu: bool) -> None:
         try:
             speeds[pair] = seconds_per_epoch(task.recipe, accelerator)
         except UserError as error:
-            _say(console, f"{task.name}: not timed: {error}")
+            say(console, f"{task.name}: not timed: {error}")
             continue
         _, teacher, student, coded = pair
         networks = f"{teacher} -> {student}{', coded' if coded else ''}" if teacher else student
-        _say(console, f"  {networks}: {speeds[pair]:.1f} s an epoch")
+        say(console, f"  {networks}: {speeds[pair]:.1f} s an epoch")
     known, epochs = hours(tasks, speeds)
     if speeds:
         device = accelerator.device.type if accelerator is not None else ""
-        _say(console, f"about {known:.2f} hours one after the other on this {device}, by {STEPS} steps of each pair")
+        say(console, f"about {known:.2f} hours one after the other on this {device}, by {STEPS} steps of each pair")
     if epochs:
-        _say(console, f"{epochs:,} epochs without an estimate: their data is not here")
+        say(console, f"{epochs:,} epochs without an estimate: their data is not here")
 
 
 def train_all(
@@ -167,7 +168,7 @@ def train_all(
     )
 
     def tell(line: str) -> None:
-        _say(console, line)
+        say(console, line)
         console.file.flush()
 
     with bar:

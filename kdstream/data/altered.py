@@ -1,7 +1,8 @@
-"""A training split with changed labels or class sizes, without new shards: label noise and class imbalance.
+"""A training split with changed labels or class sizes, without new shards: label noise, class imbalance, few images.
 
-Both are pure functions of (seed, number of the sample in its split). Source of the two protocols: Sarfraz, Arani &
-Zonooz 2020, "Knowledge distillation beyond model compression", sections IV-B and IV-C.
+All are pure functions of (seed, number of the sample in its split). Source of the first two protocols: Sarfraz, Arani &
+Zonooz 2020, "Knowledge distillation beyond model compression", sections IV-B and IV-C; a label-balanced part of the
+images is what Salamah et al. (the seed paper on coded distillation), appendix B, take of ImageNet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kdstream.errors import UserError
 
 if TYPE_CHECKING:
     from kdstream.batch import Sample
+    from kdstream.recipe import Data
 
 
 @dataclass(frozen=True)
@@ -130,39 +132,41 @@ class Altered(ShardSet):
     Attributes:
         labels: int64 [n], as they are trained with.
         true_labels: int64 [n], as they stand in the shards.
-        numbers: int64 [n], the samples' numbers in the split itself; a range where all are left.
+        base: the split itself.
+        numbers: int64 [n], the samples' numbers in it; a range where all are left.
     """
 
-    def __init__(self, base: ShardSet, noise: float, law: PowerLaw | None, seed: int, classes: int):
+    def __init__(
+        self, base: ShardSet, noise: float, law: PowerLaw | None, per_class: int | None, seed: int, classes: int
+    ):
         """See :func:`alter`; ``classes`` is the base's number, which a process that opens it anew is not told else."""
         base.number_classes(classes)
         self.__dict__.update(vars(base))
-        self._made_of = (base, noise, law, seed, classes)
+        self._made_of = (base, noise, law, per_class, seed, classes)
+        self.base = base
         self.numbers: np.ndarray | range = range(len(base))
         self.true_labels = base.labels
         self.facts = {}
         if law is not None:
             sizes = class_sizes(law, base.num_classes)
-            there = base.class_counts()
-            for number, (size, count) in enumerate(zip(sizes, there.tolist(), strict=True)):
-                if size > count:
-                    raise UserError(
-                        f"data.imbalance asks for {size:,} samples of class {base.classes[number]!r}, "
-                        f"{base.name}/{base.split} has {count:,}: lower largest or smallest"
-                    )
-            self.numbers = kept(base.labels, sizes, seed)
-            self.true_labels = base.labels[self.numbers]
+            self.numbers = _kept(base, sizes, seed, "imbalance", "lower largest or smallest")
             self.facts["imbalance"] = {**asdict(law), "seed": seed, "sizes": sizes}
+        elif per_class is not None:
+            self.numbers = _kept(base, [per_class] * base.num_classes, seed, "per_class", "lower it")
+            self.facts["per_class"] = {"images": per_class, "seed": seed, "of": len(base)}
+        if isinstance(self.numbers, np.ndarray):
+            self.true_labels = base.labels[self.numbers]
         labels = self.true_labels
         if noise:
             # Drawn for the whole split: a label's fate does not depend on which others are kept.
             labels = noisy(base.labels, noise, base.num_classes, seed)
-            labels = labels if law is None else labels[self.numbers]
+            labels = labels[self.numbers] if isinstance(self.numbers, np.ndarray) else labels
             changed = int((labels != self.true_labels).sum())
             self.facts["label_noise"] = {"rate": noise, "seed": seed, "changed": changed, "of": len(labels)}
         self.labels = labels
         self.labels.flags.writeable = False
-        told = json.dumps([base.fingerprint, noise, asdict(law) if law else None, seed, classes])
+        made_of = [base.fingerprint, noise, asdict(law) if law else None, seed, classes]
+        told = json.dumps(made_of if per_class is None else [*made_of, per_class])
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()[: len(base.fingerprint)]
 
     def __len__(self) -> int:
@@ -172,30 +176,58 @@ class Altered(ShardSet):
         return Altered, self._made_of
 
     def key(self, index: int) -> str:
-        return self._made_of[0].key(int(self.numbers[self._number(index)]))
+        return self.base.key(int(self.numbers[self._number(index)]))
 
     def read(self, index: int) -> Sample:
         """As :meth:`ShardSet.read`, with the label that is trained with as ``cls``."""
         number = self._number(index)
-        sample = self._made_of[0].read(int(self.numbers[number]))
+        sample = self.base.read(int(self.numbers[number]))
         sample["cls"] = str(int(self.labels[number])).encode()
         sample["index"] = number
         return sample
 
 
-def alter(shards: ShardSet, noise: float = 0.0, law: PowerLaw | None = None, seed: int = 0) -> ShardSet:
+def _kept(base: ShardSet, sizes: Sequence[int], seed: int, setting: str, advice: str) -> np.ndarray:
+    """As :func:`kept`, of a split.
+
+    Raises:
+        UserError: it has fewer samples of a class.
+    """
+    there = base.class_counts()
+    for number, (size, count) in enumerate(zip(sizes, there.tolist(), strict=True)):
+        if size > count:
+            raise UserError(
+                f"data.{setting} asks for {size:,} samples of class {base.classes[number]!r}, "
+                f"{base.name}/{base.split} has {count:,}: {advice}"
+            )
+    return kept(base.labels, sizes, seed)
+
+
+def alter(
+    shards: ShardSet, noise: float = 0.0, law: PowerLaw | None = None, seed: int = 0, per_class: int | None = None
+) -> ShardSet:
     """A split with changed labels or class sizes; the split itself where nothing is to change.
 
     Args:
         shards: the split.
         noise: see :func:`noisy`.
         law: see :func:`class_sizes`.
-        seed: of both.
+        seed: of all.
+        per_class: so many samples of each class, where no ``law`` gives their numbers. With a larger number, the same
+            samples and more.
 
     Raises:
-        UserError: a class has fewer samples than ``law`` asks for.
+        UserError: a class has fewer samples than ``law`` or ``per_class`` asks for.
     """
-    return Altered(shards, noise, law, seed, shards.num_classes) if noise or law is not None else shards
+    if not noise and law is None and per_class is None:
+        return shards
+    return Altered(shards, noise, law, per_class, seed, shards.num_classes)
+
+
+def as_asked(shards: ShardSet, data: Data) -> ShardSet:
+    """A split with the changes that a recipe's ``data`` asks for; see :func:`alter`."""
+    law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
+    return alter(shards, data.label_noise or 0.0, law, data.seed or 0, data.per_class)
 
 
 def told(shards: ShardSet) -> list[str]:
@@ -205,6 +237,9 @@ def told(shards: ShardSet) -> list[str]:
         sizes = facts["imbalance"]["sizes"]
         shown = ", ".join(map(str, sizes if len(sizes) <= 10 else [*sizes[:4], "...", *sizes[-4:]]))
         lines.append(f"imbalance: {sum(sizes):,} samples are left, by class {shown}")
+    if "per_class" in facts:
+        few = facts["per_class"]
+        lines.append(f"per_class: {len(shards):,} of {few['of']:,} samples are left, {few['images']:,} of each class")
     if "label_noise" in facts:
         noise = facts["label_noise"]
         share = 100 * noise["changed"] / max(noise["of"], 1)

@@ -28,6 +28,8 @@ LAST, BEST = "last.pt", "best.pt"
 RECIPE, RESULT = "recipe.yaml", "result.json"
 MEASURED = "measured.json"
 """What a report looked at of a finished training."""
+ANSWERS = "answers.json"
+"""What the trial of a claim found of the student's answers."""
 KEPT = (
     RECIPE,
     "metrics.jsonl",
@@ -39,6 +41,7 @@ KEPT = (
     "student.json",
     "student.safetensors",
     MEASURED,
+    ANSWERS,
 )
 """The files in a training's folder."""
 

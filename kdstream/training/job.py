@@ -26,7 +26,7 @@ from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.convert.kept_shards import kept_shards
 from kdstream.convert.make_shards import make_shards
 from kdstream.convert.open_source import is_source
-from kdstream.data.altered import PowerLaw, alter, told
+from kdstream.data.altered import Altered, as_asked, told
 from kdstream.data.held_out import divided
 from kdstream.data.shards import ShardSet, has_split, open_shards, split_of
 from kdstream.display.progress import Display
@@ -36,7 +36,7 @@ from kdstream.models import is_dotted
 from kdstream.models.download import Unavailable
 from kdstream.models.published import comparable, find
 from kdstream.notes import architecture
-from kdstream.recipe import Assistant, Model, Recipe, make_recipe, run_folder
+from kdstream.recipe import Assistant, Data, Model, Recipe, make_recipe, run_folder
 from kdstream.safe_yaml import read_yaml
 from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
@@ -121,12 +121,13 @@ class Job:
         teacher, absent = self._given_teacher(teaching, train)
         taught = None
         teaching = teaching if needed and teacher is None else None
+        teachers_images = self._teachers_images(teaching, train)
         trainings = self._trainings(runs)
         left = [one.name for one in trainings if self.fresh or not (one.folder / "result.json").exists()]
         # A job beside this one may finish a run meanwhile: all processes do what the first of them found.
         left = broadcast_object_list([left])[0]
         to_try = {one.run: [*chains[one.run], one.recipe] for one in trainings if one.name in left}
-        self._rehearse(to_try, teaching, teacher, train, val)
+        self._rehearse(to_try, teaching, teacher, train, teachers_images, val)
         if self.accelerator.is_main_process:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
@@ -135,7 +136,7 @@ class Job:
             about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)
             wanted = trained_here(recipe.teacher)
             assert wanted is not None
-            teacher_folder, result = self._train_teacher(teaching, train, val)
+            teacher_folder, result = self._train_teacher(teaching, teachers_images, val)
             teacher = make_teacher(_found(wanted, teacher_folder), train.num_classes, train.classes)
             taught = read_record(teacher_folder)
             notes = [one["note"] for one in (about, result) if one.get("note")]
@@ -174,8 +175,9 @@ class Job:
             assert teaching is not None
             weights = str(recipe.teacher.weights)
             about = {} if absent is None else self._tell_absence(weights, absent, train.num_classes)
-            rehearse(teaching, train, None, self.accelerator, val)
-            return self._train_teacher(teaching, train, val)[1] | about
+            images = self._teachers_images(teaching, train)
+            rehearse(teaching, images, None, self.accelerator, val)
+            return self._train_teacher(teaching, images, val)[1] | about
         return self._check_teacher(teacher, recipe, val, recipe.folder()).result
 
     def _trainings(self, runs: Mapping[str, Recipe]) -> list[Training]:
@@ -285,17 +287,16 @@ class Job:
             val = data.train if data.hold_out else data.val or _validation(path)
             shards = train, open_shards(split_of(path, val))
         agree_on_classes(data, val, *shards)
-        law = None if data.imbalance is None else PowerLaw(**data.imbalance.model_dump())
-        shards = alter(shards[0], data.label_noise or 0.0, law, data.seed or 0), shards[1]
+        for one in shards:
+            for note in one.notes:
+                self.display.note(f"{one.name}/{one.split}: {note}")
+            one.mean, one.std = data.mean or one.mean, data.std or one.std
+        shards = self._altered(shards[0], data), shards[1]
         if data.hold_out:
             shards = divided(shards[0], data.hold_out, data.seed or 0)
             self.display.note(
                 f"hold_out: {len(shards[1]):,} samples of {data.train} validate, {len(shards[0]):,} train"
             )
-        for one in shards:
-            for note in (*one.notes, *told(one)):
-                self.display.note(f"{one.name}/{one.split}: {note}")
-            one.mean, one.std = data.mean or one.mean, data.std or one.std
         for note in lacking_classes(*shards):
             self.display.note(note)
         return shards
@@ -322,6 +323,19 @@ class Job:
             raise UserError(str(places[1]))
         return places[0]
 
+    def _altered(self, whole: ShardSet, data: Data) -> ShardSet:
+        """What a training sees of a split."""
+        altered = as_asked(whole, data)
+        for note in told(altered):
+            self.display.note(f"{whole.name}/{whole.split}: {note}")
+        return altered
+
+    def _teachers_images(self, teaching: Recipe | None, train: ShardSet) -> ShardSet:
+        """The training split of the teacher, which may see other images than its students."""
+        if teaching is None or teaching.data == self.recipe.data:
+            return train
+        return self._altered(train.base if isinstance(train, Altered) else train, teaching.data)
+
     def _prepare(self, folder: Path) -> None:
         """Make the output folder; with ``fresh``, without what kdstream left there before."""
         mark = folder / MARK
@@ -347,6 +361,7 @@ class Job:
         teaching: Recipe | None,
         teacher: Teacher | None,
         train: ShardSet,
+        teachers_images: ShardSet,
         val: ShardSet,
     ) -> None:
         """Try what is left to do before anything is trained.
@@ -355,22 +370,22 @@ class Job:
             left: run -> the recipes of its assistants and, last, its own: each learns from the one before it.
             teaching: how the teacher will be trained; None where there is none to train.
             teacher: a trained one.
-            train, val: the images.
+            train, teachers_images, val: the images.
 
         Raises:
             UserError: what a training would else say at its beginning, hours later.
         """
         tried: dict[str, Teacher | None] = {}
 
-        def exported(recipe: Recipe, taught_by: Teacher | None) -> Teacher | None:
+        def exported(recipe: Recipe, taught_by: Teacher | None, images: ShardSet = train) -> Teacher | None:
             key = recipe.fingerprint()
             if key not in tried:
                 unknown = taught_by is None and asks_teacher(recipe)  # until the one before it is trained
-                tried[key] = None if unknown else rehearse(recipe, train, taught_by, self.accelerator, val)
+                tried[key] = None if unknown else rehearse(recipe, images, taught_by, self.accelerator, val)
             return tried[key]
 
         for recipes in left.values():
-            last = teacher if teaching is None else exported(teaching, None)
+            last = teacher if teaching is None else exported(teaching, None, teachers_images)
             for recipe in recipes:
                 last = exported(recipe, last)
 

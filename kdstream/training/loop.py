@@ -313,7 +313,10 @@ class Trainer:
     def _end_epoch(self, stage: Stage, optimizer: Any, clock: Clock) -> None:
         """Evaluate, write the rows and the checkpoint, and go on to the next epoch or phase."""
         state, main = self.state, stage.phase is None
-        row = self.results.end_epoch(self.sums, stage.name, self._rate(stage, 1.0), main, lambda: self._advice(stage))
+        last = state.stage_epoch + 1 == self._length(stage)
+        measured = (main and last) or (state.stage_epoch + 1) % self.recipe.eval_every == 0
+        rate = self._rate(stage, 1.0)
+        row = self.results.end_epoch(self.sums, stage.name, rate, main, measured, lambda: self._advice(stage))
         speed = clock.row(row["epoch"])
         if self.log is not None:
             self.log.write("epoch", row)
@@ -326,7 +329,6 @@ class Trainer:
                 once=True,
             )
         self.sums = Sums(self.sums.names, self.sums.device)
-        last = state.stage_epoch + 1 == self._length(stage)
         state.epoch += 1
         state.stage, state.stage_epoch = (state.stage + 1, 0) if last else (state.stage, state.stage_epoch + 1)
         self._save(None if last else optimizer)

@@ -56,14 +56,17 @@ class Results:
 
     # --- an epoch
 
-    def end_epoch(self, sums: Sums, phase: str, rate: float, main: bool, advice: Callable[[], str]) -> dict[str, Any]:
-        """Evaluate; the epoch's row of metrics.
+    def end_epoch(
+        self, sums: Sums, phase: str, rate: float, main: bool, measured: bool, advice: Callable[[], str]
+    ) -> dict[str, Any]:
+        """Evaluate, if this is an epoch for it; the epoch's row of metrics.
 
         Args:
             sums: of the epoch, of this process.
             phase: its name.
             rate: the last learning rate.
             main: whether it is the main phase, whose best epoch counts.
+            measured: whether the networks are evaluated.
             advice: what may help where the weights are not finite.
 
         Raises:
@@ -81,6 +84,8 @@ class Results:
         }
         if self.setup.loss.uses_teacher:
             row |= {"teacher/entropy": total.entropy[0], "teacher/gt_probability": total.gt_probability[0]}
+        if not measured:
+            return row
         tops = self._evaluate(row, advice)
         chosen = self._chosen(tops)
         if main and tops[chosen] > self.state.best.get("top1", -math.inf):
@@ -179,7 +184,8 @@ class Results:
                 f"{self.identity.folder / BEST} holds the weights of {best['network']}, not the student's: an earlier "
                 "version kept those of the best network alone; --fresh starts anew"
             )
-        rows = [row for row in read_metrics(self.identity.folder)[: self.state.epoch] if row["phase"] == "main"]
+        rows = read_metrics(self.identity.folder)[: self.state.epoch]
+        rows = [row for row in rows if row["phase"] == "main" and "val/top1" in row]
         row = max(rows, key=lambda row: row["val/top1"])
         tops = {one: row["val/top1" if one == "student" else f"val/{one}/top1"] for one in self.setup.networks}
         self.state.best = {"top1": row["val/top1"], "epoch": row["epoch"], "network": "student", "tops": tops}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
@@ -16,6 +17,7 @@ from kdstream.data.altered import PowerLaw, alter, class_sizes, kept, noisy, tol
 from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.recipe import make_recipe
+from kdstream.training.metrics import read_metrics
 
 PAPER = (0.2, 0.6, 1.0, 2.0)
 """Values of gamma in table VI, where the classes of CIFAR-10 have 250 to 5,000 samples."""
@@ -98,16 +100,48 @@ def test_a_recipe_trains_teacher_and_student_on_the_same_labels(digits, tmp_path
     assert [line.partition(":")[0] for line in told(shards)] == ["imbalance", "label_noise"]
 
 
+def test_few_images_are_as_many_of_each_class_and_more_are_those_and_others(digits):
+    base = open_shards(digits / "train")
+    few, more = (alter(base, per_class=count, seed=2) for count in (5, 9))
+    assert np.bincount(few.labels).tolist() == [5] * 10
+    assert set(few.numbers) < set(more.numbers)
+    assert len({base.fingerprint, few.fingerprint, more.fingerprint, alter(base, per_class=5).fingerprint}) == 4
+    assert told(few) == ["per_class: 50 of 240 samples are left, 5 of each class"]
+
+
+def test_a_teacher_of_all_images_teaches_a_student_of_few_that_is_evaluated_now_and_then(digits, tmp_path):
+    data = {"path": str(digits), "per_class": 5}
+    train = {"loss": "ce", "data": {"per_class": None}, "eval_every": 1, "epochs": 1}
+    settings = {"teacher": {"model": "resnet8", "train": train}, "loss": {"kd": 1}, "epochs": 3, "eval_every": 2}
+    (result,) = run(recipe_of(digits, tmp_path / "out", data=data, **settings))
+    assert result["altered"]["per_class"] == {"images": 5, "seed": 0, "of": 240}
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    assert "altered" not in json.loads((teacher / "result.json").read_text())
+    (row,) = read_metrics(teacher)
+    assert row["step"] == 5  # of 48 of all images
+    rows = read_metrics(tmp_path / "out")
+    assert [("val/top1" in row, row["step"]) for row in rows] == [(False, 2), (True, 4), (True, 6)]
+    assert result["top1"] == rows[-1]["val/top1"]
+    assert result["best_top1"] == max(row["val/top1"] for row in rows[1:])
+
+
 def test_what_cannot_be(digits, tmp_path):
     with pytest.raises(UserError, match=r"data\.imbalance asks for 45 samples of class '1', digits/train has 25"):
         alter(open_shards(digits / "train"), law=PowerLaw(1.0, 5000, 20))
+    with pytest.raises(UserError, match=r"data\.per_class asks for 99 samples of class '0', digits/train has 23"):
+        alter(open_shards(digits / "train"), per_class=99)
+    other = {"data": {"path": "x"}, "student": "resnet8", "teacher": {"model": "resnet8", "train": {"data": {}}}}
+    other["teacher"]["train"]["data"] = {"path": "y"}
+    with pytest.raises(UserError, match=r"teacher\.train cannot have its own 'data'"):
+        make_recipe(other, "r")
     recipe = {"data": {"path": "x"}, "student": "resnet8"}
     for data, message in (
         ({"label_noise": 1.2}, r"data\.label_noise: input should be less than or equal to 1"),
         ({"imbalance": {"gamma": 0, "largest": 2, "smallest": 1}}, r"data\.imbalance\.gamma: .*greater than 0"),
         ({"imbalance": {"gamma": 1, "largest": 1, "smallest": 2}}, "smallest is 2, which is more than largest, 1"),
         ({"imbalance": {"gama": 1}}, r"unknown setting .*data\.imbalance\.gama"),
-        ({"seed": 1}, "seed is that of label_noise, imbalance and hold_out, and none of them is asked for"),
+        ({"per_class": 2, "imbalance": {"gamma": 1, "largest": 2, "smallest": 1}}, "both say how many samples"),
+        ({"seed": 1}, "seed is that of label_noise, imbalance, per_class and hold_out, and none of them is asked for"),
     ):
         with pytest.raises(UserError, match=message):
             make_recipe({**recipe, "data": {"path": "x", **data}}, "r")
@@ -118,6 +152,9 @@ def test_fingerprints_of_older_recipes_stay():
     altered = make_recipe({"data": {"path": "x", "label_noise": 0.2}, "student": "resnet8"}, "r")
     seeded = make_recipe({"data": {"path": "x", "label_noise": 0.2, "seed": 1}, "student": "resnet8"}, "r")
     assert len({one.fingerprint() for one in (recipe, altered, seeded)}) == 3
+    few = make_recipe({"data": {"path": "x", "per_class": 5}, "student": "resnet8", "eval_every": 2}, "r")
+    same = few.model_copy(update={"eval_every": 1, "data": recipe.data})
+    assert same.fingerprint() == recipe.fingerprint() != few.fingerprint()
 
 
 def test_large_splits_are_drawn_for_part_by_part(monkeypatch):

@@ -130,7 +130,8 @@ class _Expander:
     """What the cells of a table share while they are made."""
 
     def __init__(self, table: Table, overrides: Sequence[str]):
-        self.table, self.overrides = table, overrides
+        self.table = table
+        self.overrides = [one for one in overrides if one.partition("=")[0] not in table.keeps]
         self._read: dict[tuple[str, ...], dict[str, Any]] = {}
         self._teaching: dict[tuple[str, ...], dict[str, Any]] = {}
 

@@ -73,7 +73,7 @@ class Finished:
             return {}
         if cell.of_teacher:
             teaching = cell.teaching()
-            done = self._given(recipe) if cell.given else None
+            done = self.given(recipe) if cell.given else None
             if done is None and teaching is not None and not (cell.given and not self._absent(recipe)):
                 done = self.teacher(teaching)
             return {} if done is None else {done.seed: done}
@@ -119,7 +119,7 @@ class Finished:
         folder = recipe.folder()
         return read_done(folder, recipe.seed) if _fingerprint(folder) in _fingerprints(recipe) else None
 
-    def _given(self, recipe: Recipe) -> Done | None:
+    def given(self, recipe: Recipe) -> Done | None:
         """What was measured of a teacher that was trained elsewhere."""
         folder = Path(str(recipe.out))
         found = _json(folder / TEACHER_FILE)

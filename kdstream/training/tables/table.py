@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.errors import UserError
-from kdstream.recipe_file import RECIPES, find_recipe, is_table, name_of, read_recipe
+from kdstream.recipe_file import CLAIMS, RECIPES, SETTINGS, find_recipe, is_table, name_of, read_recipe
 from kdstream.registry import nearest
 from kdstream.safe_yaml import plain
 from kdstream.terminal import quoted
+from kdstream.training.tables.order import Order
 
 TRAINED = ("top1", "top5")
 """Measures that a training gives after each of its epochs, in percent."""
 _NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _KEYS = (
     *("paper", "place", "measure", "unit", "printed", "runs_averaged", "base", "columns", "rows", "cells", "values"),
-    *("suspect", "notes", "images"),
+    *("suspect", "notes", "images", "claims", "keeps"),
 )
 _OF_HEAD = ("label", "measure", "unit", "note", "of", "coded", "quoted", "less", "mean")
 """What a row or a column says beside its part of a recipe: a column's stands among them, a row's in ``recipe``."""
@@ -114,6 +115,8 @@ class Table:
         suspect: what is hardly right.
         notes: remarks.
         images: the split over which the paper measures answers: "train" or "val".
+        claims: what it shall show, where it is no table of a paper's but the trial of a claim.
+        keeps: settings that a command line cannot replace here, by dotted name.
     """
 
     name: str
@@ -133,6 +136,8 @@ class Table:
     suspect: list[Suspect]
     notes: list[str]
     images: str = "val"
+    claims: list[Order] = field(default_factory=list)
+    keeps: list[str] = field(default_factory=list)
 
     @property
     def called(self) -> str:
@@ -169,7 +174,13 @@ class Table:
 def known_tables() -> list[str]:
     """The names of the tables that come with kdstream."""
     paths = sorted(RECIPES.glob("*/*.yaml"), key=lambda path: [int(s) if s.isdigit() else s for s in _pieces(path)])
-    return [name_of(path) for path in paths if path.parent.name != "settings" and is_table(read_recipe(path))]
+    others = (SETTINGS, CLAIMS)
+    return [name_of(path) for path in paths if path.parent not in others and is_table(read_recipe(path))]
+
+
+def known_claims() -> list[str]:
+    """The names of the claims that come with kdstream."""
+    return sorted(name_of(path) for path in CLAIMS.glob("*.yaml"))
 
 
 def _pieces(path: Path) -> list[str]:
@@ -247,8 +258,10 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
         cells=_cells(_group(settings, "cells", what), rows, columns, f"{what}: cells"),
         values=_values(settings.get("values"), rows, columns, f"{what}: values"),
         suspect=_suspect(settings.get("suspect"), rows, columns, f"{what}: suspect"),
-        notes=_notes(settings.get("notes"), what),
+        notes=_texts(settings.get("notes"), f"{what}: notes"),
         images=images,
+        keeps=_texts(settings.get("keeps"), f"{what}: keeps"),
+        claims=_claims(settings.get("claims"), rows, f"{what}: claims"),
     )
 
 
@@ -386,6 +399,21 @@ def _other_cell(
     return split_cell(text, rows, columns, what, part=True)
 
 
+def _claims(given: Any, rows: Mapping[str, Head], what: str) -> list[Order]:
+    """What the rows shall show: groups with order, and measure and printed where there is something to say."""
+    given = [] if given is None else given
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        raise UserError(f"{what}: it is a list of groups with order, measure and printed")
+    found = []
+    for one in given:
+        _check_keys(one, ("order", "measure", "printed"), what)
+        order, measure, printed = (_text(one, key, what) for key in ("order", "measure", "printed"))
+        if not order:
+            raise UserError(f"{what}: order is missing")
+        found.append(Order.read(order, rows, what, measure, printed or ""))
+    return found
+
+
 def split_cell(
     text: str, rows: Iterable[str], columns: Iterable[str], what: str, part: bool = False
 ) -> tuple[str | None, str | None]:
@@ -415,8 +443,8 @@ def split_cell(
     raise UserError(f"{what}: no cell {quoted(text)}: {nearest(text, known)}")
 
 
-def _notes(given: Any, what: str) -> list[str]:
+def _texts(given: Any, what: str) -> list[str]:
     given = [given] if isinstance(given, str) else given or []
-    if not isinstance(given, list) or not all(isinstance(note, str) for note in given):
-        raise UserError(f"{what}: notes: it is a list of texts")
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise UserError(f"{what}: it is a list of texts")
     return given
