@@ -51,7 +51,8 @@ ALIKE = (
     *("ce", "confidence_penalty", "label_smoothing", "logit_mse", "ttm", "wttm", "dist", "dkd", "nkd", "wsld", "renyi"),
     *("pearson", "spearman", "at", "nst", "kdsvd", "sp", "rkd", "pkt"),
 )
-"""Objectives that own nothing and speak to no other process: what two processes make of one of them, they make of all.
+"""Objectives that own nothing: what two processes make of one of them, they make of all (that they learn what one
+process learns is for objectives/common/test_gather.py to say, of every objective).
 With ``KDSTREAM_TEST_EVERY=1`` two processes train these too."""
 TOGETHER = [name for name in OBJECTIVES if name not in ALIKE or os.environ.get("KDSTREAM_TEST_EVERY")]
 

@@ -105,6 +105,8 @@ def set_up(
     if loss.uses_teacher and teacher is None:
         names = ", ".join(loss.asking)
         raise UserError(f"recipe {recipe.name}: the loss ({names}) needs a teacher: add teacher: to the recipe")
+    if recipe.sync_batchnorm and world > 1:
+        _need_synchronised(recipe, loss, device)
     chain = training_chain(recipe, loss.uses_teacher)
     refuse_mixed(loss, chain)
     chain = uncoded(chain) if rehearsal else chain
@@ -205,7 +207,8 @@ def prepare(
     Raises:
         UserError: what the terms cannot work with; a teacher whose answer is not finite.
     """
-    smallest = Plan(len(train), recipe.batch_size, group=group).smallest_slice(world)
+    plan = Plan(len(train), recipe.batch_size, group=group)
+    smallest = plan.smallest_slice(world)
     if smallest == 0:
         raise UserError(
             "the smallest batch of an epoch has fewer samples than there are processes: raise batch_size, or use fewer "
@@ -219,6 +222,8 @@ def prepare(
                     "mean and std do not fit, or its precision is too low"
                 )
     network = loss.adapt(network, None if teacher is None else teacher.module, probe.image, build)
+    if recipe.sync_batchnorm and world > 1:  # before taps listen to a layer that would be replaced
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     student = tapped(network, loss.student_taps, wanted)
     with torch.no_grad():
         student_outputs = student.eval()(probe.image).detach()
@@ -239,9 +244,34 @@ def prepare(
             mean=train.mean,
             std=train.std,
             smallest_batch=smallest,
+            smallest_related=smallest if recipe.relations == "local" else plan.smallest_slice(1),
+            relations=recipe.relations,
         )
     )
+    if recipe.sync_batchnorm and world > 1:
+        for term in loss.terms:
+            nn.SyncBatchNorm.convert_sync_batchnorm(term)
     return network, student, asked, smallest
+
+
+def _need_synchronised(recipe: Recipe, loss: Loss, device: torch.device) -> None:
+    """That BatchNorm can be synchronised.
+
+    Raises:
+        UserError: torch's cannot on a CPU; a term asks the student on some processes only, for which the others would
+            wait forever.
+    """
+    said = f"recipe {recipe.name}: sync_batchnorm"
+    if device.type == "cpu":
+        raise UserError(
+            f"{said} is for GPUs: on a CPU, torch normalises each process's slice by itself; leave it out, use one "
+            "process, or a network without BatchNorm"
+        )
+    if names := [name for name, _, term in loss if term.asks_again]:
+        raise UserError(
+            f"{said} does not go with {', '.join(names)}, which asks the student again on some processes only: leave "
+            "one of them out"
+        )
 
 
 def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
