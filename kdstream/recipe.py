@@ -330,7 +330,8 @@ class Recipe(Part):
         loss: term -> weight, or -> {weight: ..., settings}.
         relations: over which samples the terms run that compare the samples of a batch (``kdstream objectives`` marks
             them "over the batch"): "global" = the batch of all processes together, so that any number of processes
-            learns the same; "local" = each process's slice of it, as where an authors' code gathers nothing.
+            learns the same (each computes the relations of all samples); "local" = each process's slice of it, as
+            where an authors' code gathers nothing.
         epochs, batch_size, seed: batch_size counts all processes together.
         optimizer, schedule: see their classes.
         accumulate: batches whose gradients are added up before each step of the optimizer.

@@ -106,7 +106,7 @@ def set_up(
         names = ", ".join(loss.asking)
         raise UserError(f"recipe {recipe.name}: the loss ({names}) needs a teacher: add teacher: to the recipe")
     if recipe.sync_batchnorm and world > 1:
-        _need_synchronised(recipe, loss, device)
+        _need_synchronised(loss, device)
     chain = training_chain(recipe, loss.uses_teacher)
     refuse_mixed(loss, chain)
     chain = uncoded(chain) if rehearsal else chain
@@ -254,23 +254,22 @@ def prepare(
     return network, student, asked, smallest
 
 
-def _need_synchronised(recipe: Recipe, loss: Loss, device: torch.device) -> None:
+def _need_synchronised(loss: Loss, device: torch.device) -> None:
     """That BatchNorm can be synchronised.
 
     Raises:
         UserError: torch's cannot on a CPU; a term asks the student on some processes only, for which the others would
             wait forever.
     """
-    said = f"recipe {recipe.name}: sync_batchnorm"
     if device.type == "cpu":
         raise UserError(
-            f"{said} is for GPUs: on a CPU, torch normalises each process's slice by itself; leave it out, use one "
-            "process, or a network without BatchNorm"
+            "sync_batchnorm is for GPUs: on a CPU, torch normalises each process's slice by itself; leave it out, use "
+            "one process, or a network without BatchNorm"
         )
     if names := [name for name, _, term in loss if term.asks_again]:
         raise UserError(
-            f"{said} does not go with {', '.join(names)}, which asks the student again on some processes only: leave "
-            "one of them out"
+            f"sync_batchnorm does not go with {', '.join(names)}, which asks the student again on some processes only: "
+            "leave one of them out"
         )
 
 
