@@ -388,6 +388,10 @@ class Recipe(Part):
         eval_stream: the evaluation chain; default ``decode``, with ``augment(eval, SIZE)``, of the same interpolation,
             where training has ``augment(inception, SIZE)``.
         loss: term -> weight, or -> {weight: ..., settings}.
+        relations: over which samples the terms run that compare the samples of a batch (``kdstream objectives`` marks
+            them "over the batch"): "global" = the batch of all processes together, so that any number of processes
+            learns the same (each computes the relations of all samples); "local" = each process's slice of it, as
+            where an authors' code gathers nothing.
         epochs, batch_size, seed: batch_size counts all processes together.
         optimizer, schedule: see their classes.
         eval_every: epochs from one evaluation to the next; the last epoch of all is always evaluated. The best epoch is
@@ -395,6 +399,8 @@ class Recipe(Part):
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
             --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.
+        sync_batchnorm: BatchNorm of student and terms over the batch of all processes (torch's SyncBatchNorm, for GPUs)
+            instead of each process's slice; of no effect with one process.
         channels_last: keep images and weights in that memory format, which suits GPUs; None = on GPUs.
         compile: torch.compile for the teacher's forward pass.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
@@ -431,6 +437,7 @@ class Recipe(Part):
     stream: str = "decode | augment(cifar)"
     eval_stream: str | None = None
     loss: Annotated[dict[str, Any], BeforeValidator(_as_loss)] = {"ce": 1.0}
+    relations: Literal["global", "local"] = "global"
     epochs: Positive = 240
     eval_every: Positive = 1
     batch_size: Positive = 64
@@ -440,6 +447,7 @@ class Recipe(Part):
         Literal["no", "bf16", "fp16"] | None,
         BeforeValidator(lambda v: "no" if v is False else v),  # YAML reads `no` as False
     ] = None
+    sync_batchnorm: bool = False
     channels_last: bool | None = None
     compile: bool = False
     optimizer: Optimizer = Optimizer.model_validate({})
@@ -477,6 +485,10 @@ class Recipe(Part):
             del deciding["ema"]
         if self.eval_every == 1:
             del deciding["eval_every"]
+        if self.relations == "global":
+            del deciding["relations"]
+        if not self.sync_batchnorm:
+            del deciding["sync_batchnorm"]
         for group in ("optimizer", "schedule"):
             for key, value in _SILENT[group].items():
                 if deciding[group][key] == value:

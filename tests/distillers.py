@@ -37,7 +37,14 @@ def networks(name: str) -> tuple[dict, dict]:
 
 
 def stages(
-    name: str, classes: int, count: int, size: int = SIZE, world: int = 1, **settings: object
+    name: str,
+    classes: int,
+    count: int,
+    size: int = SIZE,
+    world: int = 1,
+    relations: str = "global",
+    sync_batchnorm: bool = False,
+    **settings: object,
 ) -> Iterator[tuple[Stage, Distiller, Batch]]:
     """Every stage of an objective's training that has a loss, begun, with a batch to train with.
 
@@ -47,6 +54,7 @@ def stages(
         count: samples of the batch, which the term is told of.
         size: of the images.
         world: processes that share a batch.
+        relations, sync_batchnorm: of the recipe.
         settings: of the term.
 
     Raises:
@@ -66,7 +74,7 @@ def stages(
     with torch.no_grad():
         probe, small = taught(2), taught(count)
     student = build(num_classes=classes, **ours)
-    recipe = SimpleNamespace(epochs=10, batch_size=count)
+    recipe = SimpleNamespace(epochs=10, batch_size=count, relations=relations, sync_batchnorm=sync_batchnorm)
     _, student, _, _ = prepare(
         student, Model(model=ours["name"]), teacher, (train.mean, train.std), terms, probe, train, recipe, world
     )

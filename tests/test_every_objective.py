@@ -52,7 +52,7 @@ ALIKE = {
     # They own what another one does: layers, stages of training, the teacher's classifier.
     **{"cc": "reviewkd", "ofd": "reviewkd", "fsp": "ab", "fitnet": "ft", "ijckd": "simkd", "srrl": "simkd"},
     "vitkd": "reviewkd",
-    # Two processes train them in the test files of their names.
+    # Two processes have them in the test files of their names, and tald in objectives/common/test_gather.py.
     **{name: name for name in ("bss", "dml", "one", "tald")},
 }
 """Objective -> the one that shows what coded images in two processes make of it.

@@ -192,6 +192,8 @@ DECIDING = {
     "batch_size": 9,
     "seed": 9,
     "accumulate": 2,
+    "relations": "local",
+    "sync_batchnorm": True,
     "precision": "bf16",
     "channels_last": True,
     "compile": True,

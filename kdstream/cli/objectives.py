@@ -27,8 +27,9 @@ EXTRAS = {"phases": "phases", "adapt": "surgery", "peers": "peers"}
 PAGE = """# Objectives
 
 All of them in one table; formulas, sources of the settings, and presets of one: `kdstream objectives NAME`.
-Taps are the default ones. *Trains* counts the parameters that are trained beside the student; *step* is the time of a
-training step over that of a KD loop written by hand, both for
+Taps are the default ones. *Over the batch*: the samples of a batch are compared with each other; with several processes
+those of all of them, unless the recipe says `relations: local`. *Trains* counts the parameters that are trained beside
+the student; *step* is the time of a training step over that of a KD loop written by hand, both for
 """
 
 
@@ -65,6 +66,8 @@ def extras(term: type[Term]) -> list[str]:
     from kdstream.objectives import Term
 
     found = [word for hook, word in EXTRAS.items() if getattr(term, hook) is not getattr(Term, hook)]
+    if term.over_batch:
+        found.append("over the batch")
     if not term.uses_teacher:
         found.append("no teacher")
     if term.phases is not Term.phases and not term().phases():

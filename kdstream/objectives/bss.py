@@ -150,6 +150,8 @@ class BoundarySupportingSamples(Term):
         UserError: a setting out of range; no teacher, or one of another number of classes; a single class.
     """
 
+    asks_again = True
+
     low: Tensor
     high: Tensor
     reach: Tensor

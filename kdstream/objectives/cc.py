@@ -21,8 +21,7 @@ class CorrelationCongruence(Term):
               \delta_i = \lvert e_s(s_i) - e_t(t_i) \rvert
 
     The linear embeddings e (with bias, not normalised) are trained beside the student, the teacher's too:
-    ``embed_s.linear``, ``embed_t.linear``. Neighbours are those of the batch, so its order matters; with several
-    processes they are the neighbours within each process's slice.
+    ``embed_s.linear``, ``embed_t.linear``. Neighbours are those of the batch, so its order matters.
 
     Source: RepDistiller's form, with its outer weight 0.02. Peng et al. 2019 (arXiv:1904.01802) print another one:
     the squared Frobenius distance of the samples' kernel matrices over N^2.
@@ -33,8 +32,10 @@ class CorrelationCongruence(Term):
         teacher_tap: the teacher's; the same name by default.
 
     Raises:
-        UserError: a setting out of range; no teacher; a single sample in a process.
+        UserError: a setting out of range; no teacher; a single sample in a batch.
     """
+
+    over_batch = True
 
     def __init__(self, feat_dim: Count = 128, tap: Tap = "penultimate", teacher_tap: Tap | None = None):
         super().__init__()
@@ -53,5 +54,5 @@ class CorrelationCongruence(Term):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours = self.embed_s(vectors(student.features[self.student_taps[0]]))
         theirs = self.embed_t(vectors(teacher.features[self.teacher_taps[0]]))
-        error = (at_least_float32(ours) - at_least_float32(theirs)).abs()
+        (error,) = self.whole((at_least_float32(ours) - at_least_float32(theirs)).abs())
         return (error[:-1] * error[1:]).sum() / max(len(error) - 1, 1)

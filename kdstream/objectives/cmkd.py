@@ -39,7 +39,7 @@ class CorrelationMatching(Term):
 
     r and rho as in :class:`~kdstream.objectives.pearson.Pearson` and
     :class:`~kdstream.objectives.spearman.Spearman` (soft ranks); H is the entropy of the teacher's output, and its
-    mean runs over the global batch, whatever the number of processes.
+    mean runs over the batch.
 
     Source: Niu et al., "Efficient and robust knowledge distillation from a stronger teacher based on correlation
     matching", eq. (6), (7), (9)-(16), without the label term (alpha = 1 there: ``ce: 1``). Eq. (16) is followed; the
@@ -59,6 +59,8 @@ class CorrelationMatching(Term):
         UserError: a setting out of range; no teacher, or one of another number of classes; fewer than three classes,
             over which a correlation has no gradient.
     """
+
+    over_batch = True
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class CorrelationMatching(Term):
 
     def weights(self, entropies: Tensor) -> tuple[Tensor, Tensor]:
         """a and b of every sample: H [N] -> [N], [N]."""
-        unsure = entropies >= global_mean(entropies)
+        unsure = entropies >= (entropies.mean() if self.over_slices else global_mean(entropies))
         beta, gamma = entropies.new_tensor(self.beta), entropies.new_tensor(self.gamma)
         return torch.where(unsure, beta, gamma), torch.where(unsure, gamma, beta)
 

@@ -45,9 +45,10 @@ class DIST(Term):
               + \gamma \tau^2 \Big(1 - \frac1C \sum_c \rho(q^\tau_{\cdot c}, p^\tau_{\cdot c})\Big)
 
     Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher" (arXiv:2205.10536). The factor tau^2
-    and ``eps`` are those of the authors' classification code; the paper's equations have neither. With several
-    processes the intra part runs over each process's own samples, as there. A correlation of two values is 1 or -1,
-    whatever they are: with two classes the inter part is constant and the intra part alone teaches.
+    and ``eps`` are those of the authors' classification code; the paper's equations have neither. The
+    intra part runs over the whole batch, there over each process's own samples (``relations: local``). A correlation of
+    two values is 1 or -1, whatever they are: with two classes the inter part is constant and the intra part alone
+    teaches.
 
     Args:
         beta: weight of inter, >= 0. Default 1, as gamma: the authors', with outer weight 2 beside a cross-entropy of 1.
@@ -57,8 +58,10 @@ class DIST(Term):
 
     Raises:
         UserError: a setting out of range; both weights 0; no teacher, or one of another number of classes; two classes
-            and gamma 0; fewer than three samples in a process and gamma above 0.
+            and gamma 0; fewer than three samples in a batch and gamma above 0.
     """
+
+    over_batch = True
 
     def __init__(self, beta: NotNegative = 1.0, gamma: NotNegative = 1.0, tau: Positive = 4.0, eps: Positive = 1e-8):
         super().__init__()
@@ -77,5 +80,5 @@ class DIST(Term):
             need_samples("dist", task, 3, "the correlation over samples (gamma)", cure)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        inter, intra = correlation_distances(student.logits, teacher.logits, self.tau, self.eps)
+        inter, intra = correlation_distances(*self.whole(student.logits, teacher.logits), self.tau, self.eps)
         return self.beta * inter + self.gamma * intra

@@ -74,7 +74,7 @@ class ITRD(Term):
     .. math:: \beta_{corr} L_{corr}(e(s), t) + \beta_{mi} L_{mi}(s, t)
 
     e is a trained linear layer to the teacher's width (``embed.linear``); L_mi sees e(s) where the widths differ and s
-    itself where they agree. Statistics are those of the batch (of a process's share of it, with several).
+    itself where they agree. Statistics are those of the batch.
 
     Source: Miles et al. 2022 (arXiv:2112.00459), in the form of the authors' code (correlations divided by N though
     deviations are unbiased; no logarithm in L_mi); Zheng & Yang 2024, eq. (24). Outer weight 1 (there, A.5).
@@ -88,9 +88,11 @@ class ITRD(Term):
         teacher_taps: the teacher's; the same name by default.
 
     Raises:
-        UserError: a setting out of range; no teacher; fewer than three samples in a process and beta_corr above 0, or
+        UserError: a setting out of range; no teacher; fewer than three samples in a batch and beta_corr above 0, or
             one and beta_mi above 0; a feature of one number and beta_mi above 0.
     """
+
+    over_batch = True
 
     def __init__(
         self,
@@ -140,4 +142,5 @@ class ITRD(Term):
         theirs = at_least_float32(teacher.features[self.teacher_taps[0]]).flatten(1)
         # Nearly equal numbers are compared: half precision would not see the difference.
         with torch.autocast(ours.device.type, enabled=False):
-            return self.embed["linear"](ours) if embed else ours, theirs
+            ours, theirs = self.whole(self.embed["linear"](ours) if embed else ours, theirs)
+            return ours, theirs

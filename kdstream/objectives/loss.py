@@ -144,6 +144,7 @@ class Loss(Sequence[WeightedTerm]):
     def setup(self, task: Task) -> None:
         """Set every term up, see :meth:`Term.setup`."""
         for term in self.terms:
+            term.over_slices = task.relations == "local"
             term.setup(task)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:

@@ -37,8 +37,7 @@ class ProbabilisticTransfer(Term):
     .. math:: \frac{1}{N^2} \sum_{ij} P^t_{ij} \log \frac{P^t_{ij} + \epsilon}{P^s_{ij} + \epsilon}, \quad
               P_{ij} = \frac{(\cos_{ij} + 1) / 2}{\sum_k (\cos_{ik} + 1) / 2}
 
-    With several processes the pairs are those within each process's slice of the batch. Largest tensor: the
-    features, and [N,N] in float64.
+    Largest tensor: the batch's features, and [N,N] in float64.
 
     Source: Passalis & Tefas 2018 (ECCV, "Learning deep representations with probabilistic knowledge transfer"), the
     cosine kernel. The mean with the diagonal is that of the authors' code and RepDistiller (the paper sums over
@@ -50,8 +49,10 @@ class ProbabilisticTransfer(Term):
         teacher_tap: the teacher's; the same name by default.
 
     Raises:
-        UserError: a setting out of range; no teacher; a single sample in a process; a feature of one number.
+        UserError: a setting out of range; no teacher; a single sample in a batch; a feature of one number.
     """
+
+    over_batch = True
 
     def __init__(self, eps: Positive = 1e-7, tap: Tap = "penultimate", teacher_tap: Tap | None = None):
         super().__init__()
@@ -68,8 +69,7 @@ class ProbabilisticTransfer(Term):
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        features = student.features[self.student_taps[0]]
-        ours = neighbours(features, self.eps)
-        theirs = neighbours(teacher.features[self.teacher_taps[0]], self.eps)
+        pair = self.whole(student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]])
+        ours, theirs = (neighbours(features, self.eps) for features in pair)
         value = (theirs * ((theirs + self.eps).log() - (ours + self.eps).log())).mean()
-        return value.to(vectors(features))
+        return value.to(vectors(pair[0]))

@@ -71,8 +71,7 @@ class RelationalKD(Term):
 
     d is the Euclidean distance of two samples' flattened features f, d-bar its mean over the positive ones, l the
     smooth L1 function (quadratic below 1). The means run over all N^2 pairs and N^3 triples, those with equal members
-    (0) included. RKD-D is ``w_a: 0``, RKD-A is ``w_d: 0``; a relation of weight 0 is not computed. With several
-    processes the samples are those of each process's slice of the batch.
+    (0) included. RKD-D is ``w_a: 0``, RKD-A is ``w_d: 0``; a relation of weight 0 is not computed.
 
     Both come from the [N,N] inner products, so the memory beside the features is O(N^2) for distances and
     O(min(N^3, 2^22)) numbers a tensor for angles, whatever the features' size.
@@ -88,9 +87,11 @@ class RelationalKD(Term):
         eps: smallest squared distance of two samples, > 0.
 
     Raises:
-        UserError: a setting out of range; both weights 0; no teacher; fewer than three samples in a process, whose
+        UserError: a setting out of range; both weights 0; no teacher; fewer than three samples in a batch, whose
             only distance is its own mean.
     """
+
+    over_batch = True
 
     def __init__(
         self,
@@ -113,7 +114,8 @@ class RelationalKD(Term):
 
     def grams(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The inner products [N,N] of the student's and of the teacher's samples."""
-        return gram(student.features[self.student_taps[0]]), gram(teacher.features[self.teacher_taps[0]])
+        ours, theirs = self.whole(student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]])
+        return gram(ours), gram(theirs)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The first mean, unweighted, from inner products: [N,N], [N,N] -> scalar."""

@@ -26,8 +26,8 @@ class SimilarityPreserving(Term):
     .. math:: \frac{1}{N^2} \lVert \tilde G_s - \tilde G_t \rVert_F^2, \quad G = F F^\top, \quad
               \tilde G_{i\cdot} = G_{i\cdot} / \lVert G_{i\cdot} \rVert_2
 
-    F holds one flattened feature a row, so the student's and the teacher's may have any shapes. With several processes
-    the pairs are those within each process's slice of the batch. Largest tensor: the features, and [N,N].
+    F holds one flattened feature a row, so the student's and the teacher's may have any shapes. Largest tensor: the
+    batch's features, and [N,N].
 
     Source: Tung & Mori 2019 (arXiv:1907.09682), eqs. (1) to (4). Outer weight gamma 3000 and block 3: Sarfraz et al.,
     "Knowledge Distillation Beyond Model Compression", Table I.
@@ -38,8 +38,10 @@ class SimilarityPreserving(Term):
         teacher_taps: the teacher's, in the same order; the same names by default.
 
     Raises:
-        UserError: a setting out of range; no teacher; a single sample in a process.
+        UserError: a setting out of range; no teacher; a single sample in a batch.
     """
+
+    over_batch = True
 
     def __init__(self, taps: Taps = ("block.last",), teacher_taps: Taps | None = None):
         super().__init__()
@@ -51,6 +53,6 @@ class SimilarityPreserving(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return total(
-            F.mse_loss(similarities(student.features[ours]), similarities(teacher.features[theirs]))
+            F.mse_loss(*map(similarities, self.whole(student.features[ours], teacher.features[theirs])))
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )

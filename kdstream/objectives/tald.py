@@ -12,7 +12,7 @@ from kdstream.batch import Batch, Outputs
 from kdstream.objectives.common.attack import ask_student, pixel_range
 from kdstream.objectives.common.checks import need_same_classes, teacher_network
 from kdstream.objectives.common.precision import at_least_float32
-from kdstream.objectives.common.processes import count_processes, process_rank
+from kdstream.objectives.common.processes import count_processes, join_samples, process_rank, sample_counts
 from kdstream.objectives.common.settings import Count, Positive, checked
 from kdstream.objectives.term import Task, Term
 from kdstream.rng import keys, uniform
@@ -40,6 +40,7 @@ def particles(
     eps: float,
     low: Tensor,
     high: Tensor,
+    first: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""One step of Stein variational gradient descent from random directions around each image.
 
@@ -53,31 +54,46 @@ def particles(
         teacher: frozen.
         images: float [B,3,H,W], standardised.
         noise: float [R,3,H,W], R = n B: row p B + b is particle p of image b.
-        sigma: of the kernel K, over all rows.
+        sigma: of the kernel K, over all rows, of all processes where these share the images out.
         xi: how far from the image the teacher is asked.
         eps: how far the particles go.
         low, high: bounds of the pixels' values, such that they broadcast to the images.
+        first: how many rows the processes before this one have, where several share the images out: all must call this
+            together, and R and B may then be 0. None: this one is alone.
 
     Returns:
-        Particles [R,3,H,W] and the kernel [R,R], without gradient.
+        Particles [R,3,H,W] and the kernel of all rows, without gradient.
     """
-    count = len(noise) // len(images)
+    count = len(noise) // max(len(images), 1)
     # Half precision would lose the small gradients and steps.
     with torch.autocast(images.device.type, enabled=False):
-        with torch.no_grad():
-            plain = teacher(images).logits.softmax(1).repeat(count, 1)
         repeated = images.repeat(count, 1, 1, 1)
-        direction = unit(noise.flatten(1)).requires_grad_()
-        with torch.enable_grad():
-            moved = teacher(repeated + xi * direction.view_as(repeated)).logits.softmax(1)
-            (score,) = torch.autograd.grad(F.mse_loss(moved, plain), direction)
-        direction = direction.detach()
+        direction = unit(noise.flatten(1))
+        score = _score(teacher, images, direction, xi) if count else direction
+        if first is not None:
+            score = score * len(noise)  # a mean over these rows so far, where one over all is meant
+            direction, score = join_samples(direction, score)
+            score = score / len(direction)
         kernel = rbf_kernel(direction, sigma)
         # Nothing repels itself; with the diagonal, rounding errors times 1/sigma^2 would.
         others = kernel - torch.diag(kernel.diagonal())
         repulsion = 2 / (1e-8 + 2 * sigma**2) * (others.sum(1, keepdim=True) * direction - others @ direction)
-        phi = unit((kernel @ score + repulsion) / len(noise))
+        phi = unit((kernel @ score + repulsion) / len(direction))
+        phi = phi if first is None else phi[first : first + len(noise)]
         return torch.clamp(repeated + eps * phi.view_as(repeated), low, high), kernel
+
+
+def _score(teacher: Callable[[Tensor], Outputs], images: Tensor, direction: Tensor, xi: float) -> Tensor:
+    """s of :func:`particles`, [R,D], from directions [R,D]."""
+    count = len(direction) // len(images)
+    with torch.no_grad():
+        plain = teacher(images).logits.softmax(1).repeat(count, 1)
+    with torch.enable_grad():
+        direction = direction.detach().requires_grad_()
+        repeated = images.repeat(count, 1, 1, 1)
+        moved = teacher(repeated + xi * direction.view_as(repeated)).logits.softmax(1)
+        (score,) = torch.autograd.grad(F.mse_loss(moved, plain), direction)
+    return score
 
 
 class AdversarialLocalDistribution(Term):
@@ -86,8 +102,9 @@ class AdversarialLocalDistribution(Term):
     .. math:: \frac1{R+N} \sum_{x \in \text{particles, batch}} \big(\mathrm{CE}_s(x) - \mathrm{CE}_t(x)\big)^2
 
     The first ``images`` images of a batch get ``particles`` particles each (:func:`particles`); several processes
-    share these images out. The recipe adds ``ce`` (0.1) and ``kd`` (0.9, T = 4); a step costs three passes of the
-    teacher and one of the student over the particles. With a coded teacher, its answers count for the clean images.
+    share these images out (``relations: local``: each takes its share from its own slice). The recipe adds ``ce`` (0.1)
+    and ``kd`` (0.9, T = 4); a step costs three passes of the teacher and one of the student over the particles. With a
+    coded teacher, its answers count for the clean images.
 
     Source: Nguyen-Duc et al. 2023 (WACV), as their code computes it: one step from a random start, the particles of
     all images in one kernel. With the default sigma particles that differ do not act on each other. Outer weight there
@@ -105,6 +122,9 @@ class AdversarialLocalDistribution(Term):
     Raises:
         UserError: a setting out of range; no teacher, or one of another number of classes.
     """
+
+    over_batch = True
+    asks_again = True
 
     low: Tensor
     high: Tensor
@@ -139,20 +159,47 @@ class AdversarialLocalDistribution(Term):
         draws = uniform(keys(batch)[:count], self.particles * shape.numel(), "tald") - 0.5
         return draws.view(count, self.particles, *shape).transpose(0, 1).flatten(0, 1)
 
+    def shared_out(self, batch: Batch) -> tuple[Batch, int, float]:
+        """The first images of the batch of all processes, one after the other to one process after the other.
+
+        Returns:
+            This process's (index holds their random keys); how many rows of particles the processes before it have; by
+            what to multiply its mean over particles and slice, which counts with the slice's share of the batch, so
+            that together they are the mean over all.
+        """
+        rank, world, counts = process_rank(), count_processes(), sample_counts(batch.label)
+        wanted = max(self.images - sum(counts[:rank]), 0)
+        parts = [batch.image, batch.label, keys(batch), *([] if batch.soft is None else [batch.soft])]
+        image, label, key, *soft = join_samples(*(part[:wanted] for part in parts))
+        few = Batch(image, label, key, soft=soft[0] if soft else None)
+        mine = few.map_tensors(lambda values: values[rank::world])
+        before = sum(len(range(other, len(few), world)) for other in range(rank))
+        own = len(batch) + self.particles * len(mine)
+        everyone = sum(counts) + self.particles * len(few)
+        return mine, self.particles * before, own / everyone * sum(counts) / max(len(batch), 1)
+
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         rank, world = process_rank(), count_processes()
-        count = min(self.images // world + (rank < self.images % world), len(batch))
+        together = world > 1 and not self.over_slices
+        first, factor = None, 1.0
+        if together:
+            few, first, factor = self.shared_out(batch)
+        else:
+            share = self.images // world + (rank < self.images % world)
+            few = batch.map_tensors(lambda values: values[:share])
         students, teachers, labels = [student.logits], [teacher.logits], [batch.target]
-        if count:
-            noise = self.noise(batch, count)
+        if together or len(few):
+            noise = self.noise(few, len(few))
             strong = teacher_network("tald", self.task)
-            moved, _ = particles(strong, batch.image[:count], noise, self.sigma, self.xi, self.eps, self.low, self.high)
+            moved, _ = particles(strong, few.image, noise, self.sigma, self.xi, self.eps, self.low, self.high, first)
+        if len(few):
             with torch.no_grad():
                 teachers.insert(0, strong(moved).logits)
             students.insert(0, ask_student(self.task, moved).logits)
-            labels.insert(0, torch.cat([batch.target[:count]] * self.particles))
+            labels.insert(0, torch.cat([few.target] * self.particles))
         ours, theirs = (
             F.cross_entropy(at_least_float32(torch.cat(logits)), torch.cat(labels), reduction="none")
             for logits in (students, teachers)
         )
-        return F.mse_loss(ours, theirs)
+        value = F.mse_loss(ours, theirs)
+        return value * factor if together else value

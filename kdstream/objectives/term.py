@@ -9,9 +9,11 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from kdstream.batch import Batch, Outputs
+from kdstream.objectives.common.gather import gather
 from kdstream.objectives.common.settings import declared
 from kdstream.objectives.common.tap_groups import settling
 
+Relations = Literal["global", "local"]
 Build = Callable[..., Any]
 """:func:`kdstream.models.build`: it gives the network that is asked for, an ``nn.Module`` of whatever class."""
 
@@ -52,9 +54,12 @@ class Task:
         labels: int64 [num_samples], the class of every training sample by index, read-only; None when unknown.
         build: :func:`kdstream.models.build`, for terms that bring networks of their own.
         mean, std: by channel, in [0,1], what the images were standardised with; None when unknown.
-        smallest_batch: the fewest samples that one process sees in one forward pass of an epoch, for terms that compare
-            samples: the smallest batch divided among the processes, rounded down. Stages that drop samples make it
-            smaller still. None when unknown.
+        smallest_batch: the fewest samples that one process sees in one forward pass of an epoch: the smallest batch
+            divided among the processes, rounded down. Stages that drop samples make it smaller still. None when
+            unknown.
+        smallest_related: the fewest samples that a term ``over_batch`` compares: those of the smallest batch, or
+            ``smallest_batch`` where ``relations`` is "local". None when unknown.
+        relations: the recipe's, see :attr:`Term.over_batch`.
 
     Keep the task itself (``self.task = task``) rather than its networks: a network assigned to a term becomes a part
     of it, with its parameters.
@@ -72,6 +77,8 @@ class Task:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     smallest_batch: int | None = None
+    smallest_related: int | None = None
+    relations: Relations = "global"
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,14 @@ class Term(nn.Module):
     builds: Sequence[Mapping[str, Any]] = ()
     """Keyword arguments of ``build`` (without ``num_classes``) for the networks that ``setup`` will build, so that a
     wrong name is found before any work begins."""
+    over_batch: bool = False
+    """True: the term compares the samples of a batch with each other, so that its value over a slice of the batch is
+    another one than over all of it. Its ``forward`` puts what it compares through :meth:`whole` first, and with several
+    processes learns the same as with one, unless the recipe says ``relations: local``."""
+    over_slices: bool = False
+    """True: the recipe says ``relations: local``; :meth:`Loss.setup <kdstream.objectives.loss.Loss.setup>` notes it."""
+    asks_again: bool = False
+    """True: ``forward`` calls the student once more, and not always on all processes."""
     replicated: Sequence[str] = ()
     """Buffers that the term itself keeps equal on all processes (memory banks, tables of the data set), by name or by
     the name of the submodule that holds them. They are not sent to the other processes at every step, as buffers else
@@ -159,6 +174,11 @@ class Term(nn.Module):
             A scalar, without the outer weight.
         """
         raise TypeError(f"{type(self).__name__} does not define forward(student, teacher, batch)")
+
+    def whole(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Each part [n,...] with the samples of all processes, [N,...], in the order of the batch and with gradient
+        (:func:`kdstream.objectives.common.gather.gather`); with ``relations: local`` or one process as it is."""
+        return parts if self.over_slices else gather(*parts)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Told at the start of every epoch of the main phase (counted from 0), also after a resume: for ramps."""

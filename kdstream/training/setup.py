@@ -111,6 +111,8 @@ def set_up(
     if loss.uses_teacher and teacher is None:
         names = ", ".join(loss.asking)
         raise UserError(f"recipe {recipe.name}: the loss ({names}) needs a teacher: add teacher: to the recipe")
+    if recipe.sync_batchnorm and world > 1:
+        _need_synchronised(loss, device)
     chain = training_chain(recipe, loss.uses_teacher)
     refuse_mixed(loss, chain)
     chain = uncoded(chain) if rehearsal else chain
@@ -216,7 +218,8 @@ def prepare(
     Raises:
         UserError: what the terms cannot work with; a teacher whose answer is not finite.
     """
-    smallest = Plan(len(train), recipe.batch_size, group=group).smallest_slice(world)
+    plan = Plan(len(train), recipe.batch_size, group=group)
+    smallest = plan.smallest_slice(world)
     if smallest == 0:
         raise UserError(
             "the smallest batch of an epoch has fewer samples than there are processes: raise batch_size, or use fewer "
@@ -230,6 +233,8 @@ def prepare(
                     "mean and std do not fit, or its precision is too low"
                 )
     network = loss.adapt(network, None if teacher is None else teacher.module, probe.image, build)
+    if recipe.sync_batchnorm and world > 1:  # before taps listen to a layer that would be replaced
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     student = tapped(network, loss.student_taps, wanted)
     with torch.no_grad():
         student_outputs = student.eval()(probe.image).detach()
@@ -250,8 +255,13 @@ def prepare(
             mean=train.mean,
             std=train.std,
             smallest_batch=smallest,
+            smallest_related=smallest if recipe.relations == "local" else plan.smallest_slice(1),
+            relations=recipe.relations,
         )
     )
+    if recipe.sync_batchnorm and world > 1:
+        for term in loss.terms:
+            nn.SyncBatchNorm.convert_sync_batchnorm(term)
     return network, student, asked, smallest
 
 
@@ -260,6 +270,25 @@ def _where_they_lie(labels: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")
         return torch.from_numpy(np.require(labels, requirements="A"))
+
+
+def _need_synchronised(loss: Loss, device: torch.device) -> None:
+    """That BatchNorm can be synchronised.
+
+    Raises:
+        UserError: torch's cannot on a CPU; a term asks the student on some processes only, for which the others would
+            wait forever.
+    """
+    if device.type == "cpu":
+        raise UserError(
+            "sync_batchnorm is for GPUs: on a CPU, torch normalises each process's slice by itself; leave it out, use "
+            "one process, or a network without BatchNorm"
+        )
+    if names := [name for name, _, term in loss if term.asks_again]:
+        raise UserError(
+            f"sync_batchnorm does not go with {', '.join(names)}, which asks the student again on some processes only: "
+            "leave one of them out"
+        )
 
 
 def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:

@@ -32,9 +32,14 @@ def test_cmkd_is_its_parts_by_the_teachers_entropy(seed):
 def test_the_mean_entropy_is_that_of_all_processes(monkeypatch):
     here, elsewhere = torch.tensor([1.0, 2.0]), torch.tensor([6.0])
     assert global_mean(here) == 1.5
+    term = CorrelationMatching(beta=5, gamma=2)
+    assert term.weights(here)[0].tolist() == [2, 5]
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "all_reduce", lambda parts: parts.add_(torch.tensor([elsewhere.sum(), 1.0])))
     assert global_mean(here) == 3
+    assert term.weights(here)[0].tolist() == [2, 2]
+    term.over_slices = True
+    assert term.weights(here)[0].tolist() == [2, 5]
 
 
 @pytest.mark.parametrize(

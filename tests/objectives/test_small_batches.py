@@ -71,14 +71,21 @@ def test_a_correlation_over_two_classes_is_refused(name):
         ("kd", {}, 1),
     ],
 )
-def test_how_many_samples_a_process_needs(name, settings, least):
+def test_how_many_samples_a_batch_needs(name, settings, least):
     if least > 1:
-        message = (
-            f"^{name}: .* takes at least {least} samples in each process, .* gives one {least - 1}: raise batch_size"
-        )
+        message = f"^{name}: .* takes at least {least} samples, the smallest batch has {least - 1}: raise batch_size"
         with pytest.raises(UserError, match=message):
             largest_gradients(name, 4, least - 1, **settings)
     assert min(largest_gradients(name, 4, least, **settings)) > 1e-4
+
+
+def test_slices_that_are_too_small_for_local_relations():
+    message = (
+        "^rkd: .* takes at least 3 samples in each process, .* gives one 2: raise batch_size, use fewer processes or"
+    )
+    with pytest.raises(UserError, match=message):
+        largest_gradients("rkd", 4, 4, world=2, relations="local")
+    assert min(largest_gradients("rkd", 4, 4, world=2)) > 1e-4
 
 
 def test_what_is_left_of_a_loss_with_two_classes():

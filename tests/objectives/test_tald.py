@@ -1,4 +1,4 @@
-"""TALD: where its particles go, what its value is, and that it trains, on several processes too."""
+"""TALD: where its particles go, what its value is, and that it trains. (Several processes: common/test_gather.py.)"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from builders import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import recipe_of, run, run_in_two
+from jobs import recipe_of, run
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +16,6 @@ from kdstream.errors import UserError
 from kdstream.models.taps import Tapped
 from kdstream.objectives import Task, parse_loss
 from kdstream.objectives.tald import AdversarialLocalDistribution, particles, rbf_kernel, unit
-from kdstream.training.metrics import read_metrics
 
 WIDE = (torch.tensor(-9.0), torch.tensor(9.0))
 
@@ -173,21 +172,6 @@ def test_bad_settings(given_, message):
 
 
 # --- in training
-
-
-def test_several_processes_share_the_particles_out(digits, tmp_path):
-    """Where every image gets particles, two processes compute what one does."""
-    run(recipe_of(digits, tmp_path / "teacher", student="resnet14", loss="ce", epochs=4))
-    loss = {"ce": 0.1, "tald": {"weight": 0.1, "particles": 2, "sigma": 1e-3, "images": 48, "clip": None}}
-    settings = {"teacher": str(tmp_path / "teacher"), "student": "jobs:Plain", "loss": loss}
-    rows = []
-    for processes in (1, 2):
-        recipe = recipe_of(digits, tmp_path / str(processes), **settings)
-        run(recipe) if processes == 1 else run_in_two(recipe)
-        rows.append(read_metrics(tmp_path / str(processes)))
-    for one, two in zip(*rows, strict=True):
-        assert 0 < one["loss/tald"] == pytest.approx(two["loss/tald"], rel=1e-3)
-        assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-3)
 
 
 def test_a_last_batch_of_one_sample(digits, tmp_path):

@@ -1,17 +1,23 @@
-"""What comes before the first step: what terms are told of the training."""
+"""What comes before the first step: what terms are told of the training, and whose batch BatchNorm sees."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from accelerate import Accelerator
+from distillers import stages
 from jobs import recipe_of
+from torch import nn
 
 import kdstream as kd
 from kdstream.data.shards import open_shards
+from kdstream.errors import UserError
 from kdstream.stream import parse_chain
 from kdstream.stream.plan import Plan
 from kdstream.training.rehearsal import rehearse
-from kdstream.training.setup import uncoded
+from kdstream.training.setup import set_up, uncoded
 
 
 @pytest.mark.parametrize("size", [1, 2, 9, 10, 11, 240])
@@ -43,6 +49,32 @@ def test_terms_are_told(digits, monkeypatch):
         recipe = recipe_of(digits, "nowhere", loss="test_setup:Asks", batch_size=batch_size)
         rehearse(recipe, open_shards(digits / "train"), None, Accelerator(cpu=True))
         assert test_setup.Asks.told == smallest
+
+
+def test_batch_norm_is_synchronised_in_student_and_terms_and_taps_still_see_it():
+    """``ofd`` taps what goes into the ReLU, which is what a BatchNorm gives, and trains connectors with BatchNorms."""
+    (_, plain, batch), (_, distiller, _) = (
+        next(stages("ofd", 3, 4, world=2, sync_batchnorm=wanted)) for wanted in (False, True)
+    )
+    assert distiller.state_dict().keys() == plain.state_dict().keys()
+    kinds = {name: type(part) for name, part in distiller.named_modules() if "BatchNorm" in type(part).__name__}
+    assert {name.split(".")[0] for name in kinds} == {"student", "terms"}
+    assert set(kinds.values()) == {nn.SyncBatchNorm}
+    torch.testing.assert_close(distiller.eval()(batch)[0], plain.eval()(batch)[0])
+
+
+@pytest.mark.parametrize(
+    ("device", "loss", "message"),
+    [
+        ("cpu", "ce", r"sync_batchnorm is for GPUs: .* leave it out, use one process, or a network without BatchNorm$"),
+        ("cuda", {"ce": 1, "bss": 1}, r"sync_batchnorm does not go with bss, which asks the student again on some"),
+    ],
+)
+def test_what_sync_batchnorm_does_not_go_with(digits, device, loss, message):
+    train, teacher = open_shards(digits / "train"), SimpleNamespace()
+    two = SimpleNamespace(device=torch.device(device), num_processes=2)
+    with pytest.raises(UserError, match=message):
+        set_up(recipe_of(digits, "nowhere", loss=loss, sync_batchnorm=True), train, train, teacher, two)
 
 
 @kd.batch_stage

@@ -75,11 +75,11 @@ def need_classes(owner: str, task: Task, at_least: int, why: str) -> None:
 
 
 def need_samples(owner: str, task: Task, at_least: int, why: str, or_else: str = "") -> None:
-    """That every process sees so many samples at a time that the term has a gradient.
+    """That a term ``over_batch`` sees so many samples at a time that it has a gradient.
 
     Args:
         owner: the term.
-        task: tells how many samples a process sees; nothing is checked where it does not.
+        task: tells how many samples are compared at least; nothing is checked where it does not.
         at_least: samples.
         why: what takes so many, for the message.
         or_else: another cure than a larger batch_size.
@@ -87,11 +87,15 @@ def need_samples(owner: str, task: Task, at_least: int, why: str, or_else: str =
     Raises:
         UserError: fewer.
     """
-    if task.smallest_batch is not None and task.smallest_batch < at_least:
-        raise UserError(
-            f"{owner}: {why} takes at least {at_least} samples in each process, the smallest batch gives one "
-            f"{task.smallest_batch}: raise batch_size, use fewer processes{or_else}"
-        )
+    smallest = task.smallest_related
+    if smallest is None or smallest >= at_least:
+        return
+    if task.relations == "global":
+        seen, cures = f"samples, the smallest batch has {smallest}", "raise batch_size"
+    else:
+        seen = f"samples in each process, the smallest batch gives one {smallest}"
+        cures = "raise batch_size, use fewer processes or relations: global"
+    raise UserError(f"{owner}: {why} takes at least {at_least} {seen}: {cures}{or_else}")
 
 
 def need_positions(owner: str, tap: str, teacher_tap: str, student: Tensor, teacher: Tensor) -> None:

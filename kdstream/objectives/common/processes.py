@@ -36,19 +36,29 @@ def join_samples(*parts: Tensor) -> tuple[Tensor, ...]:
     Returns:
         [sum of all n,...] each, equal on every process.
     """
-    world = count_processes()
-    parts = tuple(part.detach().contiguous() for part in parts)
-    if world == 1:
-        return parts
-    own = torch.tensor([len(parts[0])], device=parts[0].device)
-    sizes = [torch.empty_like(own) for _ in range(world)]
+    parts = tuple(part.detach() for part in parts)
+    if count_processes() == 1:
+        return tuple(part.contiguous() for part in parts)
+    counts = sample_counts(parts[0])
+    return tuple(join_parts(part, counts) for part in parts)
+
+
+def sample_counts(part: Tensor) -> list[int]:
+    """How many samples [n,...] every process has; waits for the device once where there are several."""
+    own = torch.tensor([len(part)], device=part.device)
+    sizes = [torch.empty_like(own) for _ in range(count_processes())]
+    if len(sizes) == 1:
+        return [len(part)]
     distributed.all_gather(sizes, own)
     counts: list[int] = torch.cat(sizes).tolist()
-    return tuple(_join(part, counts) for part in parts)
+    return counts
 
 
-def _join(part: Tensor, counts: list[int]) -> Tensor:
-    """Collectives need equal shapes, so every slice is padded to the longest."""
+def join_parts(part: Tensor, counts: list[int]) -> Tensor:
+    """[n,...] of every process, joined: [sum of counts,...]; ``counts`` as :func:`sample_counts` gives them.
+
+    Collectives need equal shapes, so every slice is padded to the longest.
+    """
     padded = part.new_zeros(max(counts), *part.shape[1:])
     padded[: len(part)] = part
     received = [torch.empty_like(padded) for _ in counts]

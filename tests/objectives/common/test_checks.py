@@ -28,7 +28,7 @@ def test_taps_pair_up_by_position(taps, others):
 
 @given(smallest=st.none() | st.integers(0, 5), least=st.integers(1, 5), classes=st.integers(1, 5))
 def test_what_is_enough_passes_and_nothing_less(smallest, least, classes):
-    seen = replace(task(Outputs(torch.zeros(2, classes)), None), smallest_batch=smallest)
+    seen = replace(task(Outputs(torch.zeros(2, classes)), None), smallest_related=smallest)
     for enough, check in (
         (smallest is None or smallest >= least, lambda: checks.need_samples("kd", seen, least, "a sum")),
         (classes >= least, lambda: checks.need_classes("kd", seen, least, "a sum")),
