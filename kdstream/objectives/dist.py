@@ -80,5 +80,6 @@ class DIST(Term):
             need_samples("dist", task, 3, "the correlation over samples (gamma)", cure)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        inter, intra = correlation_distances(*self.whole(student.logits, teacher.logits), self.tau, self.eps)
+        ours, theirs = self.whole(student.logits, teacher.logits)
+        inter, intra = correlation_distances(ours, theirs, self.tau, self.eps)
         return self.beta * inter + self.gamma * intra

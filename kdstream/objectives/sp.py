@@ -52,7 +52,8 @@ class SimilarityPreserving(Term):
         need_samples("sp", task, 2, "a similarity")
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return total(
-            F.mse_loss(*map(similarities, self.whole(student.features[ours], teacher.features[theirs])))
+        pairs = (
+            self.whole(student.features[ours], teacher.features[theirs])
             for ours, theirs in zip(self.student_taps, self.teacher_taps, strict=True)
         )
+        return total(F.mse_loss(similarities(ours), similarities(theirs)) for ours, theirs in pairs)

@@ -1,4 +1,4 @@
-"""kdpp: norm and direction, class means summed over batches and processes, unequal widths."""
+"""kdpp: norm and direction, class means summed over batches, unequal widths."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def test_class_means_are_sums_over_the_phase():
     torch.testing.assert_close(value, norm_and_direction(values(4).float(), values(5).float(), centres).mean())
 
 
+<<<<<<< HEAD
 def one_of_two(folder: Path) -> None:
     """Adds its slice, of which one is shorter, and leaves the sums."""
     torch.distributed.init_process_group("gloo")
@@ -102,6 +103,8 @@ def test_every_process_has_the_sums_of_all(tmp_path):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
 
 
+=======
+>>>>>>> 47b5184 (Tests of several processes that test_gather.py covers go; types of two calls)
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_unequal_widths_are_joined_by_an_embedding_that_trains(count):
     term = made(student_width=9).train()
