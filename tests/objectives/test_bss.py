@@ -287,21 +287,6 @@ def taught(digits, tmp_path_factory):
     return {"teacher": str(teacher), "student": {"model": "jobs:Plain", "weights": str(student)}, "loss": loss}
 
 
-<<<<<<< HEAD
-def test_several_processes_attack_as_one_does(digits, taught, tmp_path):
-    """The samples are chosen from the global batch, and their mean is that of all processes together."""
-    rows = []
-    for processes in (1, 2):
-        recipe = recipe_of(digits, tmp_path / str(processes), **taught)
-        run(recipe) if processes == 1 else run_in_two(recipe)
-        rows.append(read_metrics(tmp_path / str(processes)))
-    for one, two in zip(*rows, strict=True):
-        assert 0.01 < one["loss/bss"] == pytest.approx(two["loss/bss"], rel=1e-3)
-        assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-3)
-
-
-=======
->>>>>>> 47b5184 (Tests of several processes that test_gather.py covers go; types of two calls)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_last_batch_of_one_sample(digits, taught, tmp_path, processes):
     """One process is then left with no sample to attack, or with none at all."""

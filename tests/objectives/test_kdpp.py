@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
 from builders import batch, penultimate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import together
 
 from kdstream.batch import Batch, Outputs
 from kdstream.data.shards import open_shards
@@ -83,28 +80,6 @@ def test_class_means_are_sums_over_the_phase():
     torch.testing.assert_close(value, norm_and_direction(values(4).float(), values(5).float(), centres).mean())
 
 
-<<<<<<< HEAD
-def one_of_two(folder: Path) -> None:
-    """Adds its slice, of which one is shorter, and leaves the sums."""
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    term, part = made(), values(3, 7, dtype=torch.float32).split([3, 4])[rank]
-    label = (torch.arange(7) % CLASSES).split([3, 4])[rank]
-    for _ in range(2):
-        term.add_features(penultimate(part), penultimate(part), Batch(part, label, label))
-    torch.save(term.class_sums, folder / f"{rank}.pt")
-
-
-def test_every_process_has_the_sums_of_all(tmp_path):
-    together(2, one_of_two, tmp_path)
-    features = values(3, 7, dtype=torch.float32)
-    expected = 2 * torch.stack([features[c::CLASSES].sum(0) for c in range(CLASSES)])
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
-
-
-=======
->>>>>>> 47b5184 (Tests of several processes that test_gather.py covers go; types of two calls)
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_unequal_widths_are_joined_by_an_embedding_that_trains(count):
     term = made(student_width=9).train()
