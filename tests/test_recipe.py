@@ -130,7 +130,10 @@ def test_defaults_are_not_shared_between_recipes():
             for value in (0, True, [], [1.5], ["a"], "many")
         ],
         ({"seeds": [1, 1]}, r"^test: seeds: a seed stands there twice"),
-        ({"teacher": {"model": "resnet8", "train": {"data": {}}}}, r"teacher\.train cannot have its own 'data'"),
+        (
+            {"teacher": {"model": "resnet8", "train": {"data": {"path": "y"}}}},
+            r"teacher\.train cannot have its own 'data'",
+        ),
     ],
 )
 def test_mistakes_are_named(settings, message):
@@ -192,6 +195,7 @@ DECIDING = {
     "batch_size": 9,
     "seed": 9,
     "accumulate": 2,
+    "eval_every": 2,
     "relations": "local",
     "sync_batchnorm": True,
     "precision": "bf16",

@@ -28,9 +28,9 @@ import kdstream
 from kdstream.addresses import is_url, public
 from kdstream.atomic import write_atomic
 from kdstream.convert.hold_out import hold_out as held_out
-from kdstream.convert.on_ray import run_on_ray
 from kdstream.convert.open_source import open_source
 from kdstream.convert.reading_cost import MEASURED, cost_of, is_large
+from kdstream.convert.shards_on_ray import run_on_ray
 from kdstream.convert.smaller import QUALITY, Smaller
 from kdstream.convert.split import Source, Split
 from kdstream.convert.writer import ShardRecord, unreadable, write_shard
@@ -140,7 +140,7 @@ def make_shards(
         quality: of that JPEG, 1 to 100.
         hold_out: share of each class of "train" that becomes the split "val"; see
             :func:`~kdstream.convert.hold_out.hold_out`.
-        distributor: "processes" of this machine, or "ray"; see :func:`~kdstream.convert.on_ray.run_on_ray`.
+        distributor: "processes" of this machine, or "ray"; see :func:`~kdstream.convert.shards_on_ray.run_on_ray`.
         force: replace what stands in ``dest``, if it was made by this function.
         console: where a progress bar is shown; None: nowhere.
 

@@ -22,6 +22,7 @@ def test_values_are_text():
 def test_all_templates_compile():
     assert {name for name in pages().list_templates(["html"]) if pages().get_template(name)} == {
         "charts.html",
+        "claims_page.html",
         "compare_page.html",
         "report.html",
         "table_page.html",

@@ -60,4 +60,4 @@ def test_every_setting_is_described(schema):
     for name, group in {"Recipe": schema, **schema["$defs"]}.items():
         for key, setting in group["properties"].items():
             assert setting.get("description"), f"{name}.{key}: say in the class's docstring what it is"
-    assert described(Recipe)["workers"] == "reader processes of each process."
+    assert described(Recipe)["epochs"].startswith("batch_size counts all processes")
