@@ -25,6 +25,8 @@ def full_batch():
         qualities=torch.zeros(2, 6, dtype=torch.int64),
         selector=max,
         soft=torch.full((2, 4), 0.25),
+        pixels=torch.zeros(96, dtype=torch.uint8),
+        places=[(0, 4, 4, 0, 0, 2, 2), (48, 4, 4, 1, 1, 2, 2)],
     )
 
 

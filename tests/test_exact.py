@@ -114,6 +114,7 @@ def test_nobody_asks_for_float64_but_through_exact():
         "training/teacher_check.py",  # a confusion matrix in main memory
         "objectives/common/soft_rank.py",  # what comes there lies where exact_device says
         "data/altered.py",  # random numbers in main memory
+        "data/held_out.py",  # likewise
         "stream/mix.py",  # draws in main memory
         "stream/randaugment.py",
         "training/sums.py",

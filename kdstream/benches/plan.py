@@ -125,6 +125,8 @@ def _make(folder: Path, count: int, shards: int) -> None:
             for name, column in columns.items():
                 holes.large(name, *column)
             holes.close()
+    with open(index_path, "rb") as file:  # pages that are not on disk yet would count as the process's own
+        os.fsync(file.fileno())
     sizes_told = ImageSizes(min=(32, 32), max=(32, 32))
     split = SplitInfo(
         count=count, index=index_path.name, fingerprint=mark, image_size=sizes_told, mean=(0.5,) * 3, std=(0.2,) * 3,

@@ -73,7 +73,8 @@ def telling_which(sample: Sample) -> Iterator[None]:
     try:
         yield
     except Undecodable as fault:
-        fault.index, fault.key, fault.shard = sample.get("index"), str(sample["__key__"]), str(sample["__url__"])
+        fault.index, fault.key = sample.get("index"), str(sample.get("__key__"))
+        fault.shard = str(sample.get("__url__"))
         raise
 
 

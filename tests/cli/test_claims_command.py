@@ -19,7 +19,7 @@ CLAIM = CLAIM.replace("  teacher: {label: Teacher, of: teacher}\n", "").replace(
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, digits):
-    def run_here(tasks, jobs, tell, advance, options=()):  # that each has a process is test_table_command's
+    def run_here(tasks, jobs, tell, advance, options=(), logs=None):  # that each has a process is test_table_command's
         for number, task in enumerate(tasks, 1):
             tell(f"[{number}/{len(tasks)}] {task.name}")
             assert main([*task.launch, *options]) == 0

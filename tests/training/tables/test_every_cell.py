@@ -98,7 +98,7 @@ def set_up(recipe: Recipe, stand_in, known) -> None:
         key = f"{recipe.teacher.model} {recipe.teacher.options} {teaching and teaching.fingerprint()} {train.path}"
         if key not in known:
             if teaching is not None:
-                job._rehearse({"teacher": [teaching]}, None, None, train, val)
+                job._rehearse({"teacher": [teaching]}, None, None, train, train, val)
             # Its weights are random anyway: published ones are not fetched.
             options = without_weights(str(recipe.teacher.model), recipe.teacher.options)
             network = build(str(recipe.teacher.model), train.num_classes, **options)
@@ -106,7 +106,7 @@ def set_up(recipe: Recipe, stand_in, known) -> None:
         teacher = known[key]
         while len(known) > 4:
             known.popitem(last=False)
-    job._rehearse({recipe.name: [*job._links(recipe.assistants), recipe]}, None, teacher, train, val)
+    job._rehearse({recipe.name: [*job._links(recipe.assistants), recipe]}, None, teacher, train, train, val)
 
 
 def test_a_cell_that_cannot_be_is_told(stand_in, known):
