@@ -32,7 +32,6 @@ TESTED_ELSEWHERE = {
     "train": "a script: cli/test_train.py starts it as a user does",
     "cli/report": "cli/test_table_command.py: a report is of what the command table has done",
     "cli/tables": "cli/test_table_command.py: the list says what the command table has done",
-    "api/compare": "cli/test_compare_command.py: a thin call of the command",
     "api/evaluate": "api/test_distill.py evaluates what it has trained",
     "api/export_onnx": "api/test_distill.py: of an interrupted training",
     "api/result": "api/test_distill.py: what a distillation gives",
@@ -51,6 +50,7 @@ TESTED_ELSEWHERE = {
 }
 """Modules without a test file of their name -> why."""
 APART = {
+    "api/test_notebook": "runs tools/quickstart.ipynb",
     "cli/test_verbs": "of cli itself",
     "jpeg/test_jpeg_front": "of jpeg itself",
     "models/test_models_build": "of models itself",

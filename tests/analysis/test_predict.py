@@ -42,7 +42,7 @@ def test_files_arrays_tensors_and_pictures_of_the_same_pixels_are_answered_alike
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     one = predict(net, path)
     logits = net((tensor[None] / 255 - 0.4) / 0.2)[0]
-    expected = {name: share for name, share in zip(CLASSES, logits.softmax(0).tolist(), strict=True)}
+    expected = dict(zip(CLASSES, logits.softmax(0).tolist(), strict=True))
     assert dict(one.top) == pytest.approx(expected, rel=1e-5)
     assert (one.label, one.number, one.source) == (max(expected, key=expected.get), int(logits.argmax()), str(path))
     for same in (pixels, tensor, tensor / 255, Image.fromarray(pixels)):
