@@ -117,7 +117,7 @@ def view_of(
         UserError: no mean and std; an evaluation that had stages of somebody's own, which an export does not hold.
     """
     about = about_of(network)
-    channels = [given or about.get(name) for name, given in (("mean", mean), ("std", std))]
+    channels: list[Any] = [mean or about.get("mean"), std or about.get("std")]
     if not all(channels):
         raise UserError(
             f"{architecture(network)} does not say which mean and std its images were standardised with: give mean and "
@@ -130,8 +130,9 @@ def view_of(
     if wanted is not None and (isinstance(wanted, bool) or not np.all(np.asarray(wanted) >= 1)):
         raise UserError(f"size is {wanted!r}: it is a number of pixels, 1 or more")
     shape = None if wanted is None else (wanted, wanted) if isinstance(wanted, int) else (wanted[0], wanted[1])
-    kept = (WHOLE, "bilinear") if box is None else (box.setting("crop"), box.setting("interpolation"))
-    return View(shape, *kept, *(tuple(map(float, values or ())) for values in channels), decoding)
+    crop, interpolation = (WHOLE, "bilinear") if box is None else (box.setting("crop"), box.setting("interpolation"))
+    shift, scale = (tuple(map(float, values)) for values in channels)
+    return View(shape, crop, interpolation, shift, scale, decoding)
 
 
 def _evaluated(about: About) -> tuple[Stage | None, tuple[tuple[str, Any], ...]]:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -73,7 +73,8 @@ def export(options: argparse.Namespace) -> OnnxFile:
         raise UserError(f"--out {out} is a folder; name a file, as {out}/student.onnx")
     if options.checkpoint:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_student(out.parent, network, *map(about.get, ("classes", "mean", "std", "image_size", "extra")))
+        told: dict[str, Any] = {key: about.get(key) for key in ("classes", "mean", "std", "image_size", "extra")}
+        save_student(out.parent, network, **told)
     return export_onnx(
         network,
         out,
