@@ -25,6 +25,8 @@ class About(TypedDict, total=False):
     image_size: int | list[int] | None
     """Pixels: height and width, or one number for both."""
     weights_sha256: str
+    rebuild: str
+    """How, in words, where ``spec`` does not say it."""
     extra: dict[str, Any]
     note: str | None
     """What a user should know of its classes, in one line."""

@@ -12,7 +12,7 @@ import kdstream
 
 ROOT = Path(kdstream.__file__).parent
 FLOORS = (
-    {"train", "__main__", "cli"},
+    {"train", "__main__", "cli", "api"},
     {"benches"},
     {"training"},
     {"analysis"},
@@ -32,6 +32,9 @@ TESTED_ELSEWHERE = {
     "train": "a script: cli/test_train.py starts it as a user does",
     "cli/report": "cli/test_table_command.py: a report is of what the command table has done",
     "cli/tables": "cli/test_table_command.py: the list says what the command table has done",
+    "api/evaluate": "api/test_distill.py evaluates what it has trained",
+    "api/export_onnx": "api/test_distill.py: of an interrupted training",
+    "api/result": "api/test_distill.py: what a distillation gives",
     "benches/coded": "cli/test_bench.py runs it and reads what it says",
     "benches/jpeg": "cli/test_bench.py runs it and reads what it says",
     "benches/measure": "cli/test_bench.py runs it by a clock of its own",
@@ -47,6 +50,7 @@ TESTED_ELSEWHERE = {
 }
 """Modules without a test file of their name -> why."""
 APART = {
+    "api/test_notebook": "runs tools/quickstart.ipynb",
     "cli/test_verbs": "of cli itself",
     "jpeg/test_jpeg_front": "of jpeg itself",
     "models/test_models_build": "of models itself",

@@ -71,6 +71,17 @@ def _parser() -> CommandParser:
     return parser
 
 
+def run(arguments: Sequence[str]) -> None:
+    """What the command does with these arguments, for callers in Python.
+
+    Raises:
+        UserError: what the command would say.
+    """
+    options = _parser().parse_args(list(arguments))
+    options.command = arguments
+    _run(options)
+
+
 def _run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -280,7 +291,7 @@ def _report(
     ]
     if not tops(found):
         return
-    command = shlex.join(["kdstream", "compare", *map(public, sys.argv[2:])])
+    command = shlex.join(["kdstream", "compare", *map(public, vars(options).get("command", sys.argv[2:]))])
     machine = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     facts = [
         ("command", command),

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,12 +21,24 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   kdstream export runs/quickstart/kd
   kdstream export runs/quickstart/kd --with-normalization --out student.onnx
+  kdstream export runs/quickstart/kd --from last     # of a training that goes on or was interrupted
 """
+
+
+SO_FAR = "so-far"
+"""Folder within a training's, for what is exported before its end."""
 
 
 def _parser() -> CommandParser:
     parser = command_parser("export", __doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="the folder of a training, with its student.json")
+    parser.add_argument(
+        "--from",
+        dest="checkpoint",
+        choices=("last", "best"),
+        help="the weights so far of a training that goes on or was interrupted: of its last checkpoint, or of its best "
+        "epoch; student.json and student.safetensors are written, too, to RUN/so-far",
+    )
     parser.add_argument(
         "--with-normalization", action="store_true", help="the file takes images in [0,1] and standardises them itself"
     )
@@ -39,12 +51,13 @@ def _parser() -> CommandParser:
 
 def export(options: argparse.Namespace) -> OnnxFile:
     """Load, export, check."""
-    from kdstream.models.export import load_student
+    from kdstream.api.students import load_student
+    from kdstream.models.export import save_student
     from kdstream.models.onnx_export import export_onnx
 
     place = Path(options.run)
     try:
-        network = load_student(place, trust_code=options.trust_code)
+        network = load_student(place, trust_code=options.trust_code, checkpoint=options.checkpoint)
     except UserError as error:
         raise UserError(str(error).replace("load_student(path, trust_code=True)", "add --trust-code")) from error
     about = about_of(network)
@@ -54,9 +67,14 @@ def export(options: argparse.Namespace) -> OnnxFile:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise UserError(f"--size {options.size}: it is a number of pixels, 1 or more")
-    out = Path(options.out) if options.out else (place if place.is_dir() else place.parent) / "student.onnx"
+    folder = place / SO_FAR if options.checkpoint else place if place.is_dir() else place.parent
+    out = Path(options.out) if options.out else folder / "student.onnx"
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file, as {out}/student.onnx")
+    if options.checkpoint:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        told: dict[str, Any] = {key: about.get(key) for key in ("classes", "mean", "std", "image_size", "extra")}
+        save_student(out.parent, network, **told)
     return export_onnx(
         network,
         out,

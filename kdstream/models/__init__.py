@@ -7,7 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from kdstream.errors import UserError
-from kdstream.notes import classifier_path_of, note
+from kdstream.models.given import copy_of, is_given
+from kdstream.notes import classifier_path_of, note, spec_of
 from kdstream.registry import Registry, nearest
 
 if TYPE_CHECKING:
@@ -64,7 +65,11 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"model {name!r}: num_classes must be a positive whole number, not {num_classes!r}")
     name = current(name)
-    if name.startswith("timm:"):
+    if is_given(name):
+        module = copy_of(name, num_classes)
+        recorded = {key: value for key, value in spec_of(module).items() if key not in ("name", "num_classes")}
+        name = spec_of(module)["name"]
+    elif name.startswith("timm:"):
         from kdstream.models import from_timm
 
         module, recorded = from_timm.build(name, num_classes, **kw)
@@ -100,7 +105,7 @@ def current(name: str) -> str:
 
 def is_dotted(name: str) -> bool:
     """Whether a model's name is the dotted path of somebody's own factory, which is imported and so executed."""
-    return ":" in name and not name.startswith("timm:")
+    return ":" in name and not name.startswith("timm:") and not is_given(name)
 
 
 def _from_factory(name: str, num_classes: int, kw: dict[str, Any]) -> nn.Module:

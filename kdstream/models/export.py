@@ -19,12 +19,15 @@ from kdstream.batch import SMALLEST_STD
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.bounded import build_within
+from kdstream.models.given import class_of, is_given
 from kdstream.models.specs import check_spec, runs_code
 from kdstream.models.weights import check_place, load_state, read_safetensors
-from kdstream.notes import About, note
+from kdstream.notes import About, architecture, note
 from kdstream.terminal import shown
 
 FORMAT = 1
+DESCRIPTION = "deployed"
+"""Where a checkpoint holds the network that would be exported: ``about`` as in student.json, and ``state``."""
 LARGEST_SIDE = 65535
 """Pixels: the largest of a JPEG file."""
 _LARGEST_JSON = 16 << 20
@@ -60,31 +63,14 @@ def save_student(
             are out of range, or ``extra`` is not plain JSON: nothing is written then; or the folder cannot be written
             to.
     """
-    spec = getattr(module, "spec", None)
-    if not isinstance(spec, dict):
-        raise UserError(
-            f"{type(module).__name__} cannot be exported: it has no 'spec' to rebuild it; build it with "
-            "kdstream.models.build, by dotted path where it is your own"
-        )
+    about = describing(module, classes, mean, std, image_size, extra)
     state = module.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{spec['name']} cannot be exported: its state {key!r} is no tensor")
+            raise UserError(f"{architecture(module)} cannot be exported: its state {key!r} is no tensor")
     # clone: safetensors refuses tensors that share memory (tied weights).
     weights = safetensors.torch.save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
-    about = {
-        "format": FORMAT,
-        "spec": spec,
-        "classes": None if classes is None else [str(name) for name in classes],
-        "mean": None if mean is None else _floats(mean),
-        "std": None if std is None else [SMALLEST_STD if 0 <= s < SMALLEST_STD else s for s in _floats(std)],
-        "image_size": _pixels(image_size),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "extra": dict(extra or {}),
-    }
-    wrong = _wrong(about)
-    if wrong:
-        raise UserError(wrong)
+    about["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     try:
         text = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
     except (TypeError, ValueError) as error:  # UnicodeEncodeError, of half a character in a class name, among them
@@ -99,7 +85,45 @@ def save_student(
     return folder / "student.json"
 
 
-def load_student(path: str | PathLike[str], trust_code: bool = False) -> nn.Module:
+def describing(
+    module: nn.Module,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    image_size: int | Sequence[int] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What ``student.json`` says of a network, but for the sum of its weights (which is a row of zeros here); see
+    :func:`save_student`.
+
+    Raises:
+        UserError: no spec; class names, mean, std or image_size that cannot be.
+    """
+    spec = getattr(module, "spec", None)
+    if not isinstance(spec, dict):
+        raise UserError(
+            f"{type(module).__name__} cannot be exported: it has no 'spec' to rebuild it; build it with "
+            "kdstream.models.build, by dotted path where it is your own"
+        )
+    about = {
+        "format": FORMAT,
+        "spec": spec,
+        "classes": None if classes is None else [str(name) for name in classes],
+        "mean": None if mean is None else _floats(mean),
+        "std": None if std is None else [SMALLEST_STD if 0 <= s < SMALLEST_STD else s for s in _floats(std)],
+        "image_size": _pixels(image_size),
+        "weights_sha256": "0" * 64,
+        "extra": dict(extra or {}),
+    }
+    if is_given(spec["name"]):
+        about["rebuild"] = f"only with the class {class_of(spec)}: load_student(folder, module=...)"
+    wrong = _wrong(about)
+    if wrong:
+        raise UserError(wrong)
+    return about
+
+
+def load_student(path: str | PathLike[str], trust_code: bool = False, module: nn.Module | None = None) -> nn.Module:
     """Rebuild a saved student: on the CPU, in eval mode, images [N,3,H,W] -> logits [N,C].
 
     The network gets the attribute ``about`` (the content of ``student.json``), and from it ``classes``, ``mean``,
@@ -109,30 +133,75 @@ def load_student(path: str | PathLike[str], trust_code: bool = False) -> nn.Modu
         path: the folder, ``student.json`` or ``student.safetensors``.
         trust_code: allow a network that is not on the list of :mod:`kdstream.models.specs`: its factory is imported
             and so executed.
+        module: the network that the weights are for, which gets them; nothing is built then.
 
     Raises:
         UserError: files missing, damaged or not of one export; a network or arguments that are not on the list without
-            ``trust_code``.
+            ``trust_code``; a ``module`` that the weights do not fit, or none where only its class can rebuild it.
     """
-    return read_export(path, lambda spec: trust_code)
+    return read_export(path, lambda spec: trust_code, module)
 
 
-def read_export(path: str | PathLike[str], trusts: Callable[[Mapping[str, Any]], bool]) -> nn.Module:
+def read_export(
+    path: str | PathLike[str], trusts: Callable[[Mapping[str, Any]], bool], module: nn.Module | None = None
+) -> nn.Module:
     """As :func:`load_student`; ``trusts`` is asked whether the code that the ``spec`` names may be run."""
     check_place(path)
     description, weights = _files(Path(path))
     about = _read_json(description)
-    spec = about["spec"]
-    trusted = trusts(spec)
-    check_spec(spec, description, trusted)
+    trusted = admitted(about["spec"], trusts, description, module)
     data = _read(weights)
     if hashlib.sha256(data).hexdigest() != about["weights_sha256"]:
         raise UserError(
             f"{weights} is not the file that {description.name} describes: damaged, or of another export; "
             "copy or export both again"
         )
-    state = read_safetensors(data, str(weights))
-    module = build(**spec) if trusted and runs_code(spec) else build_within(spec, state, str(description), str(weights))
+    return rebuilt(about, read_safetensors(data, str(weights)), trusted, description, weights, module)
+
+
+def admitted(
+    spec: Mapping[str, Any],
+    trusts: Callable[[Mapping[str, Any]], bool],
+    description: Path,
+    module: nn.Module | None = None,
+) -> bool:
+    """Whether the user trusts the code that a ``spec`` names; where there is a ``module``, nothing is built by it.
+
+    Raises:
+        UserError: it may not be built; ``description`` is the file that holds it.
+    """
+    if module is not None:
+        return False
+    if is_given(spec["name"]):
+        raise UserError(
+            f"{description} is of {class_of(spec)}, which was given as an object: it cannot be rebuilt without its "
+            "class; in Python, load_student(folder, module=...) puts the weights into such a network"
+        )
+    trusted = trusts(spec)
+    check_spec(spec, description, trusted)
+    return trusted
+
+
+def rebuilt(
+    about: About,
+    state: Mapping[str, Tensor],
+    trusted: bool,
+    description: Path,
+    weights: Path,
+    module: nn.Module | None = None,
+) -> nn.Module:
+    """The network that a description is of, with its weights, after :func:`admitted`; the files are for messages.
+
+    Raises:
+        UserError: see :func:`load_student`.
+    """
+    spec = about["spec"]
+    if module is not None:
+        note(module, spec=spec)
+    elif trusted and runs_code(spec):
+        module = build(**spec)
+    else:
+        module = build_within(spec, state, str(description), str(weights))
     load_state(module, state, str(weights))
     return describe(module, about).eval()
 
@@ -180,6 +249,15 @@ def _read_json(path: Path) -> About:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, a number of thousands of digits
         raise UserError(f"{path} is no JSON, or truncated: {' '.join(str(error).split())}") from None
+    return checked(about, path)
+
+
+def checked(about: Any, path: Path) -> About:
+    """A description, every field of which is as :func:`save_student` writes it.
+
+    Raises:
+        UserError: it is none; ``path`` names the file.
+    """
     spec = about.get("spec") if isinstance(about, dict) else None
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str) or "num_classes" not in spec:
         raise UserError(f"{path} does not describe a student: it has no spec with name and num_classes")

@@ -16,9 +16,10 @@ from kdstream.models import MODELS, build, from_timm, is_dotted
 from kdstream.models.classes import Choice, fit_classes
 from kdstream.models.download import cached
 from kdstream.models.export import describe, read_export
+from kdstream.models.given import is_given
 from kdstream.models.published import facts, find, read_published
 from kdstream.models.weights import check_place, count_classes, load_state, read_weights, recognise
-from kdstream.notes import About, spec_of
+from kdstream.notes import About, about_of, spec_of
 
 
 def load_teacher(
@@ -164,6 +165,8 @@ def brings_weights(model: str, options: Mapping[str, Any]) -> bool:
     """Whether ``build(model, ..., **options)`` gives a trained network: torchvision's or timm's weights, or, as far as
     one can tell, those of somebody's own factory."""
     switch = _switch(model)
+    if is_given(model):
+        return True
     return bool(switch and options.get(switch)) or (
         is_dotted(model) and any(map(options.get, ("weights", "pretrained")))
     )
@@ -183,6 +186,10 @@ def _published(
     if not brings_weights(model, options):
         raise UserError(f"{model} has no weights: give a folder, a file or an address")
     found, names = num_classes or likely, None
+    if is_given(model):
+        network = build(model, found or 0)
+        known = about_of(network)
+        return describe(network, known or {"spec": spec_of(network)})
     if model.startswith(from_timm.PREFIX):
         found, names = from_timm.weights_classes(model)
     elif not is_dotted(model):
@@ -221,7 +228,7 @@ def _switch(model: str) -> str | None:
     """The option that makes a network's library download weights; None: it has none."""
     if model.startswith(from_timm.PREFIX):
         return "pretrained"
-    return None if model in MODELS or is_dotted(model) else "weights"
+    return None if model in MODELS or is_dotted(model) or is_given(model) else "weights"
 
 
 def _is_export(weights: str | PathLike[str]) -> bool:

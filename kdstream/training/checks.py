@@ -13,6 +13,7 @@ from kdstream import recipe as settings
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.models import MODELS, build, is_dotted
+from kdstream.models.given import is_given
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
@@ -97,6 +98,8 @@ def _check_model(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         UserError: an unknown name or option.
     """
+    if is_given(name):
+        return
     if is_dotted(name):  # it may take data to build it
         MODELS.find(name)
         return

@@ -21,6 +21,7 @@ from kdstream.data.faults import FAULTS
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
+from kdstream.models.export import DESCRIPTION
 from kdstream.recipe import Recipe, Schedule
 from kdstream.stream.loader import ReaderLost, lost_readers_told
 from kdstream.stream.stream import Stream
@@ -372,6 +373,7 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
             **processes,
             "log": self.log.position,
+            DESCRIPTION: self.results.deployed(),
         }
         save_checkpoint(state, self.folder / LAST)
 

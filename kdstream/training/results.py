@@ -17,7 +17,7 @@ from kdstream.atomic import write_atomic, writing
 from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
-from kdstream.models.export import save_student
+from kdstream.models.export import DESCRIPTION, describing, save_student
 from kdstream.notes import architecture
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.evaluate import evaluate
@@ -136,11 +136,34 @@ class Results:
             "fingerprint": self.identity.fingerprint,
             "network": best["network"],
             "epoch": best["epoch"],
+            DESCRIPTION: {"about": self._described(best["network"])},
             "state": networks[best["network"]].state_dict(),
         }
         if self.identity.recipe.export_all:
             state["others"] = {one: net.state_dict() for one, net in networks.items() if one != best["network"]}
         save_checkpoint(state, self.identity.folder / BEST)
+
+    def deployed(self) -> dict[str, Any]:
+        """For the checkpoint: the network that would be exported now. Its tensors are those that are trained, so that
+        they stand in the file once."""
+        tops = self.state.last_row.get("tops", {"student": 0.0})
+        wanted = self.identity.recipe.export_network
+        name = max(tops, key=lambda one: tops[one]) if wanted == "best" else wanted
+        return {"about": self._described(name), "state": self.setup.networks[name].state_dict()}
+
+    def _described(self, name: str) -> dict[str, Any]:
+        """What ``student.json`` would say of a network, as far as it is known before the end."""
+        return describing(self.setup.networks[name], **self._shown())
+
+    def _shown(self) -> dict[str, Any]:
+        """What an export says of the images and the recipe."""
+        return {
+            "classes": self.train.classes,
+            "mean": self.train.mean,
+            "std": self.train.std,
+            "image_size": tuple(self.setup.probe.image.shape[-2:]),
+            "extra": {"recipe": self.identity.recipe.shown()},
+        }
 
     def read_best(self) -> dict[str, dict[str, Tensor]]:
         """The networks' weights in the best epoch: network -> state.
@@ -262,12 +285,6 @@ class Results:
         }
 
     def _export(self, folder: Path, name: str, result: dict[str, Any]) -> None:
-        save_student(
-            folder,
-            self.setup.networks[name],
-            classes=self.train.classes,
-            mean=self.train.mean,
-            std=self.train.std,
-            image_size=tuple(self.setup.probe.image.shape[-2:]),
-            extra={"recipe": self.identity.recipe.shown(), "result": result},
-        )
+        shown = self._shown()
+        shown["extra"]["result"] = result
+        save_student(folder, self.setup.networks[name], **shown)

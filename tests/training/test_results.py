@@ -10,7 +10,7 @@ from torch import nn
 
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
-from kdstream.training.checkpoint import save_checkpoint
+from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.folder import BEST
 from kdstream.training.metrics import MetricsLog
 from kdstream.training.results import Results
@@ -19,12 +19,16 @@ from kdstream.training.state import State
 
 def results(folder, export: str = "best", network: str = "student", export_all: bool = False) -> Results:
     """Of a student and a peer, after epoch 3, which was the best."""
-    recipe = SimpleNamespace(name="job", export=export, export_network=network, export_all=export_all)
+    recipe = SimpleNamespace(name="job", export=export, export_network=network, export_all=export_all, shown=dict)
     identity = SimpleNamespace(recipe=recipe, folder=folder, fingerprint="own", without_code="plain")
-    setup = SimpleNamespace(networks={"student": nn.Linear(2, 3), "peer1": nn.Linear(2, 4)})
+    networks = {"student": nn.Linear(2, 3), "peer1": nn.Linear(2, 4)}
+    for name, net in networks.items():
+        net.spec = {"name": name, "num_classes": net.out_features}
+    setup = SimpleNamespace(networks=networks, probe=SimpleNamespace(image=torch.zeros(2, 3, 8, 8)))
+    train = SimpleNamespace(classes=["a", "b", "c"], mean=(0.5,) * 3, std=(0.2,) * 3)
     place = SimpleNamespace(is_main_process=True, num_processes=1)
     best = {"top1": 50.0, "epoch": 3, "network": "student", "tops": {"student": 50.0, "peer1": 60.0}}
-    return Results(identity, setup, SimpleNamespace(), place, Display(enabled=False), State(epoch=3, best=best))
+    return Results(identity, setup, train, place, Display(enabled=False), State(epoch=3, best=best))
 
 
 @pytest.mark.parametrize("export_all", [False, True])
@@ -34,6 +38,8 @@ def test_the_best_epoch_comes_back(tmp_path, export_all):
     expected = {name: net.state_dict() for name, net in made.setup.networks.items() if export_all or name == "student"}
     read = made.read_best()
     assert read.keys() == expected.keys()
+    about = load_checkpoint(tmp_path / BEST)["deployed"]["about"]
+    assert (about["spec"]["name"], about["classes"], about["image_size"]) == ("student", ["a", "b", "c"], [8, 8])
     assert all(read[name][key].equal(value) for name, state in expected.items() for key, value in state.items())
 
 

@@ -1,0 +1,1 @@
+"""The functions that ``import kdstream`` offers for whole jobs: one file each."""
