@@ -41,6 +41,7 @@ from kdstream.safe_yaml import read_yaml
 from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
 from kdstream.training.checks import agree_on_classes, asks_teacher, check, lacking_classes
+from kdstream.training.doubts import doubts, same_images
 from kdstream.training.folder import KEPT, PEERS, locked
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
@@ -132,6 +133,9 @@ class Job:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
         self._tell_what_is_left_out(needed)
+        for one in [*([teaching] if teaching else []), *(one for links in to_try.values() for one in links)]:
+            for note in doubts(one, train):
+                self.display.note(f"{'' if one is recipe else f'{one.name}: '}{note}", once=True)
         if recipe.teacher is not None and teaching is not None:
             about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)
             wanted = trained_here(recipe.teacher)
@@ -287,6 +291,8 @@ class Job:
             val = data.train if data.hold_out else data.val or _validation(path)
             shards = train, open_shards(split_of(path, val))
         agree_on_classes(data, val, *shards)
+        if not data.hold_out and (note := same_images(*shards)):
+            self.display.headline(f"warning: {note}")
         for one in shards:
             for note in one.notes:
                 self.display.note(f"{one.name}/{one.split}: {note}")
