@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ SMALLEST_STD = 1e-6
 and wherever that is undone or passed on."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Outputs:
     """What a network answers: teacher, student and recorded teacher all speak this.
 
@@ -33,6 +33,9 @@ class Outputs:
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Outputs({_told({'logits': self.logits, **self.features})})"
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> Outputs:
         """Outputs with ``fn`` applied to the logits and to every feature."""
         return Outputs(fn(self.logits), {name: fn(value) for name, value in self.features.items()})
@@ -42,7 +45,7 @@ class Outputs:
         return self.map(Tensor.detach)
 
 
-@dataclass
+@dataclass(repr=False)
 class Batch:
     """N samples on one device, on their way from the reader to the student.
 
@@ -89,6 +92,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.label)
 
+    def __repr__(self) -> str:
+        """What it holds: shapes, types, device; no values."""
+        held = {name: value for name, value in vars(self).items() if value is not None and name != "places"}
+        return f"Batch({_told(held)}, on {self.label.device})"
+
     def map_tensors(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """A batch with ``fn`` applied to every tensor that it holds."""
         changed: dict[str, Any] = {
@@ -116,6 +124,16 @@ class Batch:
         if variants is not None:
             variants = torch.stack([fn(variants[:, v]) for v in range(variants.shape[1])], dim=1)
         return replace(self, image=fn(self.image), variants=variants)
+
+
+def _told(held: Mapping[str, Any]) -> str:
+    """Tensors by type and shape, ``image=uint8[64,3,32,32]``; everything else by its own repr."""
+    return ", ".join(
+        f"{name}={str(value.dtype).removeprefix('torch.')}{list(value.shape)}".replace(", ", ",")
+        if isinstance(value, Tensor)
+        else f"{name}={value!r}"
+        for name, value in held.items()
+    )
 
 
 def logits_of(answer: Any) -> Any:

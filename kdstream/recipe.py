@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,8 @@ class Data(Part):
     """Where the samples come from.
 
     Attributes:
-        path: data set folder (or foreign tar folder) under which the splits lie; or the address that such a folder,
+        path: data set folder (or foreign tar folder) under which the splits lie, from the working folder, as every
+            path of a recipe and of the command line (``out``, ``weights``), wherever the recipe's file lies; or the address that such a folder,
             made by ``kdstream shards``, was copied to (https://, s3://, gs://, hf://); or a source, as
             ``imagefolder:/data/birds``, whose shards are made once and kept in the cache folder.
         source: what ``kdstream shards`` makes it of when the folder does not exist; None = it must exist.
@@ -138,6 +140,11 @@ class Data(Part):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("path", "source")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return value if value is None else at_home(value)
 
     @model_validator(mode="after")
     def _seed_is_of_something(self) -> Data:
@@ -199,6 +206,11 @@ class Model(Part):
     def _from_text(cls, value: Any) -> Any:
         return model_of(value) if isinstance(value, str) else value
 
+    @field_validator("weights")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return value if value is None else at_home(value)
+
     @field_validator("options")
     @classmethod
     def _leaves_the_rest_to_the_job(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -214,8 +226,12 @@ class Teacher(Model):
 
     Attributes:
         train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
-            published weights it is for when they cannot be had. Of ``data`` it may change which images and labels there
-            are to learn from: with ``{per_class: null}`` a teacher of all images teaches a student of few.
+            published weights it is for when they cannot be had. The recipe's are those of its file: what ``key=value``
+            on the command line changes is the student's, so that students of several settings share one teacher. It
+            counts for the teacher as well where it begins with ``teacher.`` or ``data.``, or is ``seed``,
+            ``precision``, ``channels_last`` or ``compile``; ``teacher.train.epochs=30`` changes the teacher's own.
+            Of ``data`` it may change which images and labels there are to learn from: with ``{per_class: null}`` a
+            teacher of all images teaches a student of few.
         seeds: train so many, by seeds from that of ``train`` (else the recipe's) on; the one with the best validation
             accuracy teaches, the first of equal ones. None = one.
         mean, std: by channel, in [0,1], that it was trained with; default: its export's, or those of published weights,
@@ -506,7 +522,7 @@ class Recipe(Part):
 
     def folder(self) -> Path:
         """Where results go."""
-        return Path(self.out or f"runs/{self.name}")
+        return Path(at_home(self.out or f"runs/{self.name}"))
 
     def each_seed(self) -> list[int]:
         """The seeds of ``seeds``; none where that is left out."""
@@ -666,6 +682,12 @@ def _part_class(annotation: Any) -> Any:
 def public_quoted(text: str) -> str:
     """A text of the user's in a message, without a token that it may hold."""
     return quoted(public(text), most=100)
+
+
+def at_home(path: str) -> str:
+    """A path whose leading ``~`` is the home folder's, also behind a source's name (``imagefolder:~/birds``)."""
+    source, colon, place = path.rpartition(":")
+    return f"{source}{colon}{os.path.expanduser(place)}" if place.startswith("~") else path
 
 
 def model_of(text: str) -> dict[str, str]:

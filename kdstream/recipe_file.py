@@ -10,7 +10,7 @@ from typing import Any
 
 from kdstream.addresses import is_published, public
 from kdstream.errors import UserError
-from kdstream.recipe import FREE, Recipe, make_recipe, merge, model_of, public_quoted
+from kdstream.recipe import FREE, Recipe, at_home, make_recipe, merge, model_of, public_quoted
 from kdstream.registry import nearest
 from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, read_yaml
 
@@ -39,7 +39,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         settings.pop("coded", None)
     settings = with_bases(settings, path)
     settings.setdefault("name", name_of(path))
-    recipe = make_recipe(apply_overrides(settings, overrides), path.name)
+    recipe = make_recipe(_teacher_as_written(settings, apply_overrides(settings, overrides), path.name), path.name)
     changes = [one for one in overrides if one.partition("=")[0] not in set(FREE) - {"runs"}]
     if changes and recipe.out is None:
         # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
@@ -48,6 +48,35 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             suffix = hashlib.sha256(suffix.encode()).hexdigest()[:12]
         recipe.out = f"runs/{recipe.name},{suffix}"
     return recipe
+
+
+OF_THE_TEACHER = ("teacher", "data", "seed", "precision", "channels_last", "compile")
+"""Settings that count for the teacher's training, too, where an override changes them."""
+_ALONE = ("student", "assistants", "loss", "export", "export_network", "export_all", "ema", "runs", *FREE)
+"""Settings that a teacher's training does not take from the recipe, or that decide nothing of it."""
+
+
+def _teacher_as_written(written: Mapping[str, Any], changed: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """The settings after the overrides, with a teacher that is trained by the recipe as its file has it.
+
+    What overrides change for the student (``optimizer.lr=0.01``, ``epochs=30``, ``batch_size=32``, ``stream=...``) would
+    otherwise train another teacher, unasked: these settings are put into ``teacher.train`` as the file has them. Those
+    of :data:`OF_THE_TEACHER` count for both.
+    """
+    teacher = changed.get("teacher")
+    keys = students_own(written, changed)
+    if not keys or not isinstance(teacher, Mapping) or not isinstance(teacher.get("train"), Mapping):
+        return changed
+    before = {key: value for key, value in changed.items() if key not in keys}
+    before |= {key: written[key] for key in keys if key in written}
+    kept = make_recipe(before, what).model_dump(mode="json", include=set(keys))
+    return {**changed, "teacher": {**teacher, "train": merge(kept, teacher["train"])}}
+
+
+def students_own(written: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:
+    """The settings that overrides have changed for the student and not for a teacher that is trained."""
+    keys = sorted({*written, *changed} & Recipe.model_fields.keys() - {*OF_THE_TEACHER, *_ALONE})
+    return [key for key in keys if written.get(key) != changed.get(key)]
 
 
 # --- files
@@ -161,6 +190,8 @@ def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with ``over`` laid over it as :func:`kdstream.recipe.merge` does; a student or teacher in one word
     replaces the network and keeps the rest of its group."""
     base, over = dict(base), dict(over)
+    if isinstance(base.get("data"), str) and isinstance(over.get("data"), Mapping):
+        base["data"] = {"path": base["data"]}
     for role in ("student", "teacher"):
         if isinstance(base.get(role), str) and isinstance(over.get(role), Mapping):
             base[role] = model_of(base[role])
@@ -173,12 +204,22 @@ def _another(group: Mapping[str, Any], network: str) -> dict[str, Any]:
     """Another network, the rest of the group as it was; how to train it goes where weights come, save published ones,
     for which it stands in. The name of these says which network they are for."""
     given = model_of(network)
+    if "weights" in given and _says_its_network(given["weights"]) and ":" not in str(group.get("model")):
+        group = {key: value for key, value in group.items() if key not in ("model", "options")}
     rest = {**group, **given}
     if is_published(rest.get("weights")):
         without: tuple[str, ...] = ("model", "options") if "weights" in given else ("weights",)
     else:
         without = () if rest.get("weights") is None else ("train",)
     return {key: value for key, value in rest.items() if key not in without}
+
+
+def _says_its_network(weights: str) -> bool:
+    """Whether it is an export of kdstream's, which names the network."""
+    place = Path(at_home(weights))
+    return is_file(place / "student.json") or (
+        place.suffix in (".json", ".safetensors") and is_file(place.with_suffix(".json"))
+    )
 
 
 def is_file(path: Path) -> bool:
@@ -243,6 +284,8 @@ def _put(
         inner = model_of(inner)
     elif isinstance(inner, str) and keys[0] == "loss":
         inner = {inner: 1.0}
+    elif isinstance(inner, str) and keys[0] == "data" and within is None:
+        inner = {"path": inner}
     elif within == "loss" and isinstance(inner, int | float):
         inner = {"weight": inner}
     if inner is None:

@@ -143,7 +143,11 @@ def parse_yaml(text: str, what: str) -> Any:
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        said = " ".join(filter(None, (error.context, error.problem)))
+        context = error.context
+        begun = error.context_mark
+        if context and context.startswith("while ") and begun and mark and begun.line != mark.line:
+            context += f" that begins in line {begun.line + 1}:"
+        said = " ".join(filter(None, (context, error.problem)))
         raise UserError(
             f"{what} not readable as YAML: {_place(text, mark.line if mark else None)}{_one_line(said)}"
         ) from None

@@ -57,6 +57,13 @@ def test_a_batch_is_as_long_as_its_labels():
     assert len(full_batch()) == 2
 
 
+def test_a_batch_tells_shapes_types_and_device_and_no_values():
+    batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([3, 4]))
+    assert repr(batch) == "Batch(image=uint8[2,3,4,4], label=int64[2], index=int64[2], on cpu)"
+    batch.teacher = outputs()
+    assert ", teacher=Outputs(logits=float32[2," in repr(batch)
+
+
 def test_the_target_is_the_label_or_the_shares_of_a_mixture():
     batch = full_batch()
     assert batch.target is batch.soft

@@ -165,6 +165,14 @@ def test_a_run_keeps_its_place_in_the_output_folder():
     assert run_folder("labels only") == "labels_only"
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    data = {"path": "~/shards", "source": "imagefolder:~/birds"}
+    made = make_recipe({"data": data, "student": "~/a.pth", "out": "~/runs"}, "test")
+    assert (made.data.path, made.data.source) == ("/home/me/shards", "imagefolder:/home/me/birds")
+    assert (made.student.weights, made.folder().as_posix()) == ("/home/me/a.pth", "/home/me/runs")
+
+
 def test_merge_goes_deep_but_for_the_loss():
     base = {"a": {"x": 1, "y": {"z": 2}}, "loss": {"ce": 1}, "k": 1}
     over = {"a": {"y": {"w": 3}}, "loss": {"kd": 1}, "k": {"deep": 1}}

@@ -176,7 +176,7 @@ def test_overrides_replace_add_and_open_groups(write):
     assert (made.student.model, made.student.options) == ("resnet8", {"width": 2})
     assert made.loss == {"ce": 1, "kd": {"weight": 2, "temperature": 3}}
     assert (made.data.path, made.data.val, made.schedule.milestones) == ("x", "test", [1, 2])
-    assert made.teacher.train == {"epochs": 5}
+    assert made.teacher.train["epochs"] == 5
 
 
 def test_the_last_override_counts(write):
@@ -250,6 +250,50 @@ def test_bad_overrides_are_named(write, override, message):
         load_recipe(write("data: {path: x}\nstudent: resnet8\nepochs: 2\nstream: decode"), [override])
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_data_in_one_word_is_its_path(write):
+    text = "student: resnet8\ndata: shards/birds\n"
+    made = load_recipe(write(text), ["data.val=test"])
+    assert (made.data.path, made.data.val) == ("shards/birds", "test")
+    write(text, "birds.yaml")
+    assert load_recipe(write("base: birds\ndata: {val: test}")).data == made.data
+
+
+def test_an_export_says_which_network_the_teacher_is(write, tmp_path):
+    path = write("data: x\nstudent: resnet8\nteacher: {model: resnet14, train: {epochs: 3}}")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "student.json").write_text("{}")
+    for weights in (tmp_path / "kept", tmp_path / "kept" / "student.safetensors"):
+        teacher = load_recipe(path, [f"teacher={weights}"]).teacher
+        assert (teacher.weights, teacher.model) == (str(weights), None)
+    assert load_recipe(path, [f"teacher={tmp_path}/other.pth"]).teacher.model == "resnet14"
+
+
+def test_the_students_overrides_train_no_other_teacher(write):
+    from kdstream.training.job import teacher_recipe
+
+    text = (
+        "data: x\nstudent: resnet8\nteacher: {model: resnet14, train: {optimizer: {lr: 0.1}}}\nloss: kd\nepochs: 9\n"
+        "stream: decode | augment(cifar) | coded(hkl)\nschedule: {name: cosine, warmup: 1}\n"
+    )
+
+    def teacher(*overrides, path=write(text)):
+        return teacher_recipe(load_recipe(path, overrides)).fingerprint()
+
+    plain = teacher()
+    for override in ("student=resnet20", "optimizer.lr=0.01", "optimizer={name: adamw, lr: 0.01}", "batch_size=8"):
+        assert teacher(override) == plain
+    for override in ("epochs=2", "stream=decode", "loss={ce: 1, at: 100}", "schedule={name: step}", "ema=0.9"):
+        assert teacher(override) == plain
+    assert teacher("epochs=2", "accumulate=2", "seeds=3", "eval_stream=decode", "optimizer.clip=1") == plain
+    for override in ("teacher=resnet20", "data.label_noise=0.1", "seed=3", "teacher.train.epochs=2", "precision=bf16"):
+        assert teacher(override) != plain
+    made = load_recipe(write(text), ["epochs=2", "teacher.train.epochs=5"])
+    assert (made.epochs, teacher_recipe(made).epochs) == (2, 5)
+    # The recipe in the results' folder trains the same teacher.
+    again = load_recipe(write(load_recipe(write(text), ["epochs=2"]).to_yaml(), "job.yaml"))
+    assert teacher_recipe(again).fingerprint() == plain
 
 
 def test_what_is_changed_gets_a_folder_of_its_own(write):

@@ -97,6 +97,7 @@ def test_a_bomb_of_aliases_does_not_grow(text):
         ("a: 1\n---\nb: 1", "line 2: expected a single document in the stream but found another document"),
         ("a: 1\nb:\n\tc: 1", "line 3: while scanning for the next token found character '\\t' that cannot start"),
         ("a: 1\nb: \0", "line 2: the character #x0000 is not allowed"),
+        ("a:\n  [b, c\nd: 1", "line 3: while parsing a flow sequence that begins in line 2: expected ',' or ']'"),
         ("a: 1\nb: [\n", "line 3: while parsing a flow node expected the node content"),
         ("[" * 100_000, f"lists or groups in each other, more than {MOST_LEVELS} levels deep"),
         ("{a: " * 100_000, f"lists or groups in each other, more than {MOST_LEVELS} levels deep"),

@@ -154,6 +154,8 @@ def _not_found(target: Path, text: str) -> str:
         gz = any(path.name.endswith((".tar.gz", ".tgz")) for path in target.iterdir())
         tail = "unpack its compressed tars with gunzip" if gz else make
         return f"{text} holds no .tar files: {tail}"
+    if not os.path.isabs(text):
+        make += f", or start in another folder than {os.getcwd()}"
     found = splits_in_names(target.parent) or [path.name for path in siblings(target) if tars_of(path)]
     return f"no shards at {text}: {make}" + (f"; found splits: {', '.join(found)}" if found else "")
 

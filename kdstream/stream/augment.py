@@ -49,7 +49,9 @@ def augment(kind: str, *args: object, **settings: object) -> Chain:
     known = inspect.signature(function).parameters
     for name in settings:
         if name not in known:
-            raise UserError(f"augment({kind}): unknown setting {name!r}: {nearest(name, known)}")
+            near = nearest(name, known)
+            near = f"{near} Its settings" if near.startswith("did") else "its settings"
+            raise UserError(f"augment({kind}): unknown setting {name!r}: {near}: {', '.join(known)}")
     try:
         return function(*args, **settings)
     except TypeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, overload
@@ -88,7 +88,13 @@ class Stage:
         return configured
 
     def _run(self, iterator: Iterator[Any], *args: Any, **settings: Any) -> Iterator[Any]:
-        return self.function(iterator, *self.args, *args, **{**self.settings, **settings})
+        made = self.function(iterator, *self.args, *args, **{**self.settings, **settings})
+        if not isinstance(made, Iterable):
+            raise UserError(
+                f"stage {self.name} returns {'nothing' if made is None else f'a {type(made).__name__}'}, and no "
+                "iterator: a stage is a generator; it yields what it passes on"
+            )
+        return iter(made)
 
     def _bound(self, defaults: bool) -> dict[str, Any]:
         """All settings by name, whether they were given so or by position."""

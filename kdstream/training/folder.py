@@ -116,6 +116,37 @@ class Identity:
         )
 
 
+def which_teacher(folder: Path, recipe: Recipe, students: Recipe) -> str:
+    """Which teacher a job uses, and why: a kept one, or one that is trained now.
+
+    Args:
+        folder: where this teacher is kept, or will be.
+        recipe: how it is trained.
+        students: the recipe that it serves.
+    """
+    if (folder / RESULT).exists():
+        return f"{recipe.name}: the one kept in {folder}, of the same settings and data"
+    if (folder / LAST).exists():
+        return f"{recipe.name}: its training in {folder} goes on"
+    new = parse_yaml(recipe.to_yaml(), f"{RECIPE}:")
+    others: list[tuple[list[str], Path]] = []
+    for place in sorted(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/{RESULT}")):
+        with contextlib.suppress(UserError, TypeError):
+            others.append((_differences(read_yaml(place.with_name(RECIPE)), new), place.parent))
+    why = "none is kept for it"
+    if others:
+        changed, place = min(others, key=lambda one: len(one[0]))
+        why = f"the kept {place.name} differs: {', '.join(changed[:3]) or 'other data or code'}"
+    own = _differences(_of_training(recipe), _of_training(students))
+    more = f"; its settings and the student's: {', '.join(own[:4])} (teacher.train.KEY=... sets its own)" if own else ""
+    return f"{recipe.name}: trained now, {why}{more}"
+
+
+def _of_training(recipe: Recipe) -> dict[str, Any]:
+    groups = {"epochs", "batch_size", "accumulate", "optimizer", "schedule"}
+    return recipe.model_dump(mode="json", exclude_none=True, include=groups)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, name: str, display: Display) -> Iterator[None]:
     """No other job is in ``folder`` meanwhile; ``name`` is what waits where one is, as the display tells."""

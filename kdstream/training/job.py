@@ -21,12 +21,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 import kdstream
 from kdstream import recipe as settings
-from kdstream.addresses import public
+from kdstream.addresses import is_url, public
 from kdstream.atomic import remove_parts, write_atomic, writing
 from kdstream.convert.kept_shards import kept_shards
 from kdstream.convert.make_shards import make_shards
 from kdstream.convert.open_source import is_source
 from kdstream.data.altered import Altered, as_asked, told
+from kdstream.data.dataset_info import DATASET_FILE
 from kdstream.data.held_out import divided
 from kdstream.data.shards import ShardSet, has_split, open_shards, split_of
 from kdstream.display.progress import Display
@@ -42,7 +43,7 @@ from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
 from kdstream.training.checks import agree_on_classes, asks_teacher, check, lacking_classes
 from kdstream.training.doubts import doubts, same_images
-from kdstream.training.folder import KEPT, PEERS, locked
+from kdstream.training.folder import KEPT, PEERS, locked, which_teacher
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, trained_here
@@ -210,6 +211,7 @@ class Job:
         each = each_teacher(teaching)
         for one in each:
             folder = self._kept(one, train)
+            self.display.note(which_teacher(folder, one, self.recipe))
             found[folder] = self._trainer(one, folder, train, val, None).fit()
         best = max(found, key=lambda folder: float(found[folder]["top1"]))  # the first of equal ones
         if len(found) == 1:
@@ -482,6 +484,8 @@ def _validation(path: str) -> str:
     for name in ("val", "test"):
         if has_split(path, name):
             return name
+    if not is_url(path) and any(Path(path).glob("*.index.npz")) and not Path(path, DATASET_FILE).exists():
+        raise UserError(f"{Path(path, DATASET_FILE)} is missing, which names the splits; copy or make the shards again")
     raise UserError(
         f"{public(path)} has no split val or test to evaluate on: name one, as data.val=NAME, or hold a part of the "
         "training split out, as data.hold_out=0.1, or in the shards: kdstream shards SOURCE DEST --hold-out 0.1"
@@ -505,11 +509,13 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
         raise UserError("teacher.model is missing: name a network, such as teacher=resnet56")
     student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
     # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
-    calls = [call for call in parse_calls(recipe.stream) if call.name not in ("coded", "teacher")]
-    alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": " | ".join(map(str, calls))}
+    alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": _uncoded(recipe.stream)}
     alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
     base = recipe.model_copy(update=alone)
-    made = base.variant(teacher.train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
+    train = dict(teacher.train)
+    if isinstance(train.get("stream"), str):
+        train["stream"] = _uncoded(train["stream"])
+    made = base.variant(train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
     return made.model_copy(update={"seeds": teacher.seeds})
 
 
@@ -523,6 +529,10 @@ def each_teacher(teaching: Recipe) -> list[Recipe]:
         )
         for seed in seeds
     ]
+
+
+def _uncoded(stream: str) -> str:
+    return " | ".join(str(call) for call in parse_calls(stream) if call.name not in ("coded", "teacher"))
 
 
 def _found(wanted: Model, folder: Path) -> settings.Teacher:

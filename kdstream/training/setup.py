@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from kdstream.hashing import network_name
 from kdstream.models import build
 from kdstream.models.pretrained import without_weights
 from kdstream.models.taps import Tapped
-from kdstream.notes import about_of
+from kdstream.notes import about_of, architecture
 from kdstream.objectives import Loss, Task, parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
@@ -137,7 +138,9 @@ def set_up(
         eval_stream.open()
         if network_of_teacher is not None:
             network_of_teacher.cpu()
-    probe, larger_probe = probes(train, recipe, given, chain, device)
+    taught_by = "" if network_of_teacher is None else f"teacher {architecture(network_of_teacher.module)}"
+    with fitting(taught_by, train.image_size):
+        probe, larger_probe = probes(train, recipe, given, chain, device)
     torch.manual_seed(recipe.seed)
     wanted = recipe.student
     if rehearsal and wanted.model is not None:
@@ -236,7 +239,7 @@ def prepare(
     if recipe.sync_batchnorm and world > 1:  # before taps listen to a layer that would be replaced
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     student = tapped(network, loss.student_taps, wanted)
-    with torch.no_grad():
+    with torch.no_grad(), fitting(f"student {architecture(network)}", probe.image.shape):
         student_outputs = student.eval()(probe.image).detach()
     asked: Tapped | Converted | None = teacher
     if teacher is not None and statistics is not None and statistics != (train.mean, train.std):
@@ -263,6 +266,34 @@ def prepare(
         for term in loss.terms:
             nn.SyncBatchNorm.convert_sync_batchnorm(term)
     return network, student, asked, smallest
+
+
+TOO_SMALL = ("too small", "Kernel size can't be greater", "shapes cannot be multiplied", "mat1 and mat2 must have")
+"""What torch says of images that a network leaves nothing of, or whose maps its classifier is not for."""
+
+
+@contextlib.contextmanager
+def fitting(network: str, size: Sequence[int] | None) -> Iterator[None]:
+    """What torch says of images that a network is not for becomes one line.
+
+    Args:
+        network: its role and name.
+        size: of the images, height and width last; None = they differ, or nobody knows.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if not network or not any(words in said for words in TOO_SMALL):
+            raise
+        which = "these images" if size is None else f"images of {size[-1]}x{size[-2]}"
+        raise UserError(
+            f"{network} does not take {which} ({said}): name a network that does (`kdstream models`), or give them "
+            "another size, as stream: decode | augment(inception, 224)"
+        ) from error
 
 
 def _where_they_lie(labels: np.ndarray) -> Tensor:

@@ -113,3 +113,11 @@ def test_settings_by_name_by_position_and_by_default():
 
 def test_what_is_declared_random_has_another_name():
     assert digest(stage(random=True)(add.function)) != digest(add) == digest(stage(add.function))
+
+
+@pytest.mark.parametrize(("found", "said"), [(None, "nothing"), (3, "a int")])
+def test_a_function_that_yields_nothing_is_told_so(found, said):
+    for decorate in (stage, batch_stage):
+        silent = decorate(lambda samples: found)
+        with pytest.raises(UserError, match=rf"^stage <lambda> returns {said}, and no iterator: .* yields"):
+            list((silent | add)(iter([1])))

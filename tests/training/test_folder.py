@@ -11,7 +11,7 @@ from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.recipe import make_recipe
 from kdstream.training import folder as module
-from kdstream.training.folder import RECIPE, RESULT, Identity, locked
+from kdstream.training.folder import RECIPE, RESULT, Identity, locked, which_teacher
 
 
 def identity(folder, data: str = "a" * 64, teacher: str | None = "b" * 64, **settings) -> Identity:
@@ -83,3 +83,27 @@ def test_who_waits_for_the_folder_is_told(tmp_path, monkeypatch):
     with locked(tmp_path, "run 1", display):
         assert notes[0] == f"run 1: another job trains in {tmp_path}; waiting for it"
         assert notes[1].startswith("no locks where the results go (no locks): train one job at a time")
+
+
+def test_which_teacher_is_used_and_why(tmp_path):
+    made = {"data": {"path": "x"}, "student": "resnet14", "name": "teacher resnet14", "epochs": 9}
+    student, teaching = (make_recipe({**made, "epochs": epochs}, "x") for epochs in (2, 9))
+    folder = tmp_path / "teachers" / "x-resnet14-11111111"
+
+    def told():
+        return which_teacher(folder, teaching, student)
+
+    assert told() == (
+        "teacher resnet14: trained now, none is kept for it; its settings and the student's: epochs: 9 -> 2 "
+        "(teacher.train.KEY=... sets its own)"
+    )
+    other = tmp_path / "teachers" / "x-resnet14-22222222"
+    other.mkdir(parents=True)
+    (other / "result.json").write_text("{}")
+    (other / "recipe.yaml").write_text(student.to_yaml())
+    assert "trained now, the kept x-resnet14-22222222 differs: epochs: 2 -> 9; " in told()
+    folder.mkdir()
+    (folder / "last.pt").write_text("")
+    assert told() == f"teacher resnet14: its training in {folder} goes on"
+    (folder / "result.json").write_text("{}")
+    assert told() == f"teacher resnet14: the one kept in {folder}, of the same settings and data"

@@ -14,8 +14,11 @@ from torch import nn
 import kdstream as kd
 from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
+from kdstream.models import build
+from kdstream.recipe import make_recipe
 from kdstream.stream import parse_chain
 from kdstream.stream.plan import Plan
+from kdstream.training.networks import Teacher
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.setup import set_up, uncoded
 
@@ -90,3 +93,21 @@ def test_a_stage_of_ones_own_called_coded_stays_where_ours_is_left_out(monkeypat
     both = uncoded(parse_chain("decode | test_setup:coded | coded(hkl) | teacher | normalize"))
     assert [step.name for step in both.stages] == ["decode", "coded", "_offer_originals", "teacher", "normalize"]
     assert both.roles == [None, None, None, "teacher", "normalize"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"student": "alexnet"},
+        {"student": "resnet8", "loss": "kd", "teacher": {"model": "alexnet"}},
+    ],
+)
+def test_a_network_for_larger_images_is_one_line(digits, tmp_path, settings):
+    train = open_shards(digits / "train")
+    teacher = None
+    if "teacher" in settings:
+        network = build("alexnet", 10).eval()
+        teacher = Teacher(network, make_recipe({"data": "x", **settings}, "x").teacher, None, None, hash="x")
+    role = "student" if teacher is None else "teacher"
+    with pytest.raises(UserError, match=rf"^recipe job: {role} alexnet does not take images of 16x16 \(.*too small\): "):
+        rehearse(recipe_of(digits, tmp_path, **settings), train, teacher, Accelerator(cpu=True))
