@@ -43,11 +43,26 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     changes = [one for one in overrides if one.partition("=")[0] not in set(FREE) - {"runs"}]
     if changes and recipe.out is None:
         # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.
-        suffix = re.sub(r"[^\w.=+-]+", "_", ",".join(sorted(map(public, changes))))
-        if len(suffix) > 80:
-            suffix = hashlib.sha256(suffix.encode()).hexdigest()[:12]
-        recipe.out = f"runs/{recipe.name},{suffix}"
+        recipe.out = f"runs/{recipe.name},{_suffix(recipe.name, sorted(map(public, changes)))}"
     return recipe
+
+
+def _suffix(name: str, changes: Sequence[str]) -> str:
+    """What tells the folder of a recipe with changes from others: the changes; of many, as many as there is room for,
+    without their groups, and six digits of the hash of all."""
+    whole = re.sub(r"[^\w.=+-]+", "_", ",".join(changes))
+    if len(whole) <= 80:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    if Path(f"runs/{name},{digest[:12]}").is_dir():  # as earlier versions called it
+        return digest[:12]
+    shown = ""
+    for change in changes:
+        key, _, value = change.partition("=")
+        text = re.sub(r"[^\w.=+-]+", "_", f"{key.rpartition('.')[2]}={value}")
+        if len(shown) + len(text) < 40:
+            shown += f"{text},"
+    return f"{shown}{digest[:6]}"
 
 
 OF_THE_TEACHER = ("teacher", "data", "seed", "precision", "channels_last", "compile")

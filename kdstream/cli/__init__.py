@@ -12,6 +12,7 @@ from kdstream.terminal import say_error
 
 VERBS = {
     "train": "distil a student as a recipe says",
+    "runs": "what lies in runs/: finished or not, accuracy, how to go on",
     "compare": "which method serves your images best, and whether that is chance",
     "tables": "the papers' tables and figures, and what of them is done",
     "table": "train what is missing of a paper's table",

@@ -66,7 +66,8 @@ def accuracy_table(result: accurate.Accuracy, published: float | None = None) ->
     table.add_row("top-1, %", f"{result.top1:.2f}")
     if published is not None:
         table.add_row("top-1 as published, %", f"{published:.2f}")
-    table.add_row(f"top-{min(5, len(result.classes))}, %", f"{result.top5:.2f}")
+    if len(result.classes) > 5:  # of five, all are among the first five
+        table.add_row("top-5, %", f"{result.top5:.2f}")
     table.add_row("loss, nats", f"{result.loss:.4f}")
     table.add_row("calibration error, %", f"{result.calibration_error:.2f}")
     return table

@@ -328,7 +328,8 @@ def _quality_charts(runs: Sequence[RunRecord], draw: Plotter) -> list[Chart]:
         counts = run.result.get("qualities")
         if not isinstance(counts, Mapping) or not sum(counts.values()):
             continue
-        ordered = sorted((int(quality), count) for quality, count in counts.items())
+        # From the coarsest to the finest, which is no JPEG at all.
+        ordered = sorted(((int(quality), count) for quality, count in counts.items()), key=lambda one: (one[0] < 0, one[0]))
         total = sum(count for _, count in ordered)
         labels = ["original" if quality < 0 else str(quality) for quality, _ in ordered]
         heights = [100 * count / total for _, count in ordered]

@@ -125,7 +125,7 @@ def which_teacher(folder: Path, recipe: Recipe, students: Recipe) -> str:
         students: the recipe that it serves.
     """
     if (folder / RESULT).exists():
-        return f"{recipe.name}: the one kept in {folder}, of the same settings and data"
+        return f"{recipe.name}: a kept one serves, of the same settings and data"
     if (folder / LAST).exists():
         return f"{recipe.name}: its training in {folder} goes on"
     new = parse_yaml(recipe.to_yaml(), f"{RECIPE}:")

@@ -134,8 +134,9 @@ class Job:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
         self._tell_what_is_left_out(needed)
-        for one in [*([teaching] if teaching else []), *(one for links in to_try.values() for one in links)]:
-            for note in doubts(one, train):
+        doubtful = [(one, train) for links in to_try.values() for one in links]
+        for one, images in [*([(teaching, teachers_images)] if teaching else []), *doubtful]:
+            for note in doubts(one, images):
                 self.display.note(f"{'' if one is recipe else f'{one.name}: '}{note}", once=True)
         if recipe.teacher is not None and teaching is not None:
             about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)

@@ -110,7 +110,9 @@ class Results:
             prefix = "val" if name == "student" else f"val/{name}"
             with self.display.task(f"evaluation of {name}", stream.plan.size) as task, self.accelerator.autocast():
                 measured = evaluate(network, stream, self.reduce, task.advance)
-            row |= {f"{prefix}/{key}": measured[key] for key in ("loss", "top1", "top5")}
+            # Of five classes, all are among the first five.
+            told = ("loss", "top1", "top5")[: 3 if self.train.num_classes > 5 else 2]
+            row |= {f"{prefix}/{key}": measured[key] for key in told}
             tops[name] = measured["top1"]
             if math.isnan(measured["loss"]):
                 recipe = self.identity.recipe
@@ -226,7 +228,8 @@ class Results:
         tops = state.last_row["tops"]
         name = self._chosen(tops)
         prefix = "val" if name == "student" else f"val/{name}"
-        accuracy = {key: state.last_row[f"{prefix}/{key}"] for key in ("top1", "top5")}
+        last = state.last_row
+        accuracy = {key: last[f"{prefix}/{key}"] for key in ("top1", "top5") if f"{prefix}/{key}" in last}
         if recipe.export == "best":
             name, tops = state.best["network"], state.best["tops"]
             for one, weights in self.read_best().items():

@@ -70,7 +70,7 @@ def check_teacher(
         "model": name,
         "params": sum(parameter.numel() for parameter in teacher.network.parameters()),
         "top1": measured["top1"],
-        "top5": measured["top5"],
+        **({"top5": measured["top5"]} if val.num_classes > 5 else {}),
         "warning": doubts(confusion, val.classes, val.split),
     }
     if accelerator.is_main_process:
