@@ -82,9 +82,9 @@ class Data(Part):
 
     Attributes:
         path: data set folder (or foreign tar folder) under which the splits lie, from the working folder, as every
-            path of a recipe and of the command line (``out``, ``weights``), wherever the recipe's file lies; or the address that such a folder,
-            made by ``kdstream shards``, was copied to (https://, s3://, gs://, hf://); or a source, as
-            ``imagefolder:/data/birds``, whose shards are made once and kept in the cache folder.
+            path of a recipe and of the command line (``out``, ``weights``), wherever the recipe's file lies; or the
+            address that such a folder, made by ``kdstream shards``, was copied to (https://, s3://, gs://, hf://); or
+            a source, as ``imagefolder:/data/birds``, whose shards are made once and kept in the cache folder.
         source: what ``kdstream shards`` makes it of when the folder does not exist; None = it must exist.
         train, val: names of the splits; val None = ``val``, else ``test``.
         mean, std: by channel, in [0,1], the latter above 0, that images are standardised with; None = the data set's

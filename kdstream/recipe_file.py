@@ -74,9 +74,9 @@ _ALONE = ("student", "assistants", "loss", "export", "export_network", "export_a
 def _teacher_as_written(written: Mapping[str, Any], changed: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     """The settings after the overrides, with a teacher that is trained by the recipe as its file has it.
 
-    What overrides change for the student (``optimizer.lr=0.01``, ``epochs=30``, ``batch_size=32``, ``stream=...``) would
-    otherwise train another teacher, unasked: these settings are put into ``teacher.train`` as the file has them. Those
-    of :data:`OF_THE_TEACHER` count for both.
+    What overrides change for the student (``optimizer.lr=0.01``, ``epochs=30``, ``batch_size=32``, ``stream=...``)
+    would otherwise train another teacher, unasked: these settings are put into ``teacher.train`` as the file has them.
+    Those of :data:`OF_THE_TEACHER` count for both.
     """
     teacher = changed.get("teacher")
     keys = students_own(written, changed)

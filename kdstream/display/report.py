@@ -329,7 +329,9 @@ def _quality_charts(runs: Sequence[RunRecord], draw: Plotter) -> list[Chart]:
         if not isinstance(counts, Mapping) or not sum(counts.values()):
             continue
         # From the coarsest to the finest, which is no JPEG at all.
-        ordered = sorted(((int(quality), count) for quality, count in counts.items()), key=lambda one: (one[0] < 0, one[0]))
+        ordered = sorted(
+            ((int(quality), count) for quality, count in counts.items()), key=lambda one: (one[0] < 0, one[0])
+        )
         total = sum(count for _, count in ordered)
         labels = ["original" if quality < 0 else str(quality) for quality, _ in ordered]
         heights = [100 * count / total for _, count in ordered]

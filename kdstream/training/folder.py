@@ -138,7 +138,7 @@ def which_teacher(folder: Path, recipe: Recipe, students: Recipe) -> str:
         changed, place = min(others, key=lambda one: len(one[0]))
         why = f"the kept {place.name} differs: {', '.join(changed[:3]) or 'other data or code'}"
     own = _differences(_of_training(recipe), _of_training(students))
-    more = f"; its settings and the student's: {', '.join(own[:4])} (teacher.train.KEY=... sets its own)" if own else ""
+    more = f"; teacher -> student: {', '.join(own[:4])} (teacher.train.KEY=... sets the teacher's)" if own else ""
     return f"{recipe.name}: trained now, {why}{more}"
 
 

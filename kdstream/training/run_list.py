@@ -13,11 +13,10 @@ from typing import Any
 
 from kdstream.errors import UserError
 from kdstream.safe_yaml import read_yaml
-from kdstream.training.folder import LAST, PEERS, RECIPE, RESULT
 from kdstream.training.metrics import METRICS_FILE, read_metrics
 
-JOB = "job.yaml"
-"""The recipe of a job, in its output folder."""
+RECIPE, RESULT, LAST, PEERS, JOB = "recipe.yaml", "result.json", "last.pt", "peers", "job.yaml"
+"""As in :mod:`kdstream.training.folder` and :mod:`kdstream.training.job`, which take seconds to import."""
 
 
 @dataclass(frozen=True)

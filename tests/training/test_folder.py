@@ -94,8 +94,8 @@ def test_which_teacher_is_used_and_why(tmp_path):
         return which_teacher(folder, teaching, student)
 
     assert told() == (
-        "teacher resnet14: trained now, none is kept for it; its settings and the student's: epochs: 9 -> 2 "
-        "(teacher.train.KEY=... sets its own)"
+        "teacher resnet14: trained now, none is kept for it; teacher -> student: epochs: 9 -> 2 "
+        "(teacher.train.KEY=... sets the teacher's)"
     )
     other = tmp_path / "teachers" / "x-resnet14-22222222"
     other.mkdir(parents=True)

@@ -8,7 +8,13 @@ import os
 import pytest
 
 from kdstream.errors import UserError
+from kdstream.training import folder, job, run_list
 from kdstream.training.run_list import find_runs
+
+
+def test_files_are_called_as_those_who_write_them_do():
+    assert (run_list.RECIPE, run_list.RESULT, run_list.LAST) == (folder.RECIPE, folder.RESULT, folder.LAST)
+    assert (run_list.PEERS, run_list.JOB) == (folder.PEERS, job.MARK)
 
 
 def test_runs_are_listed_the_latest_first(tmp_path):

@@ -109,5 +109,6 @@ def test_a_network_for_larger_images_is_one_line(digits, tmp_path, settings):
         network = build("alexnet", 10).eval()
         teacher = Teacher(network, make_recipe({"data": "x", **settings}, "x").teacher, None, None, hash="x")
     role = "student" if teacher is None else "teacher"
-    with pytest.raises(UserError, match=rf"^recipe job: {role} alexnet does not take images of 16x16 \(.*too small\): "):
+    message = rf"^recipe job: {role} alexnet does not take images of 16x16 \(.*too small\): "
+    with pytest.raises(UserError, match=message):
         rehearse(recipe_of(digits, tmp_path, **settings), train, teacher, Accelerator(cpu=True))
