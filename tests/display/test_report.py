@@ -97,7 +97,7 @@ def test_table_has_the_teacher_first_marks_the_best_and_compares_with_labels_onl
         ["", "top-1 %", "over labels only", "top-5 %", "parameters", "images/s", "data wait", "time"],
         ["bigteacher", "95.00", "", "–", "1,234,567", "1,000", "50%", "16 s"],
         ["labels only", "90.00", "", "–", "1,234,567", "1,000", "50%", "16 s"],
-        ["KDbest", "91.25", "+1.25", "–", "1,234,567", "2,500", "50%", "1:01:40"],
+        ["KDbest student, top-1", "91.25", "+1.25", "–", "1,234,567", "2,500", "50%", "1:01:40"],
         ["worse", "89.50", "−0.50", "98.77", "1,234,567", "1,000", "50%", "16 s"],
     ]
 
@@ -106,7 +106,7 @@ def test_without_a_labels_only_run_nothing_is_compared(tmp_path):
     _, page = written(tmp_path, "x", [record("a"), record("b", top1=91.0)])
     assert not any("over" in cell for cell in page.rows[0])
     _, page = written(tmp_path, "x", [record("a", baseline=True), record("b", top1=91.0)])
-    assert page.rows[2][:3] == ["bbest", "91.00", "+1.00"]
+    assert page.rows[2][:3] == ["bbest student, top-1", "91.00", "+1.00"]
 
 
 def test_a_run_without_result_is_judged_by_its_best_epoch(tmp_path):
@@ -230,7 +230,7 @@ def test_qualities_and_flatness(tmp_path):
     html, page = written(tmp_path, "x", [plain, coded])
     (figure,) = figures(html, "coded<span class='quiet'> 100 choices")
     labels = re.findall(r"<text[^>]*>([^<]+)</text>", figure)
-    assert labels[:3] == ["orig.", "0", "50"]
+    assert labels[:3] == ["0", "50", "orig."]
     assert page.rows[-3:] == [
         ["KD: plain teacher", "0.2000 ± 0.1000", "0.8000 ± 0.1000"],
         ["coded: plain teacher", "0.1000 ± 0.0200", "0.9000 ± 0.0100"],
