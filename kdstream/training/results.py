@@ -81,6 +81,7 @@ class Results:
         }
         if self.setup.loss.uses_teacher:
             row |= {"teacher/entropy": total.entropy[0], "teacher/gt_probability": total.gt_probability[0]}
+        row |= {f"student/{name}": value for name, value in total.student.items()}
         tops = self._evaluate(row, advice)
         chosen = self._chosen(tops)
         if main and tops[chosen] > self.state.best.get("top1", -math.inf):
