@@ -19,6 +19,7 @@ VERBS = {
     "shards": "make a data set of images, or check one",
     "evaluate": "accuracy, calibration and confusions of a network",
     "peakiness": "how sure a teacher is, for original and coded images",
+    "analyse": "what the papers' figures show, of your networks",
     "export": "a trained student as one ONNX file",
     "bench": "speed beside what people use instead",
     "recipes": "the recipes that come with kdstream, and their schema",

@@ -99,7 +99,7 @@ def prepare(options: argparse.Namespace, command: str) -> Measurement:
     from kdstream.hashing import weights_hash
     from kdstream.models.pretrained import check_weights, load_for
 
-    device = _device(options.device)
+    device = device_of(options.device)
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: it is a number of processes, 0 or more")
     choice = _choice(options.classes)
@@ -189,7 +189,7 @@ def end(console: Console, job: Measurement, count: int, files: str) -> None:
     console.print(visible(f"written: {job.out}/{files}"), highlight=False, markup=False, soft_wrap=True)
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
     import torch
 
     try:
