@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from rich.console import Console
 
 from kdstream.display.charts import Plotter
@@ -23,7 +25,7 @@ def test_tables_and_charts_stand_on_the_page_and_names_do_not_act():
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert ">30<" in charts[0].svg
     assert ">nan<" not in charts[0].svg
-    console = Console(width=80, record=True, quiet=True)
+    console = Console(width=80, record=True, file=io.StringIO())
     ((heading, grid),) = grids(page)
     console.print(grid)
     assert heading == "numbers"

@@ -25,7 +25,7 @@ def test_the_main_phase_of_a_log_is_read(tmp_path):
     assert (one.top1, one.seconds, one.parameters, one.additional) == (61.0, 70.5, None, None)
     (tmp_path / "result.json").write_text('{"top1": 62.5, "seconds": 99.0, "params": 1000}')
     distiller = {"student.module.fc.weight": torch.ones(9), "terms.0.connect.weight": torch.ones(3, 4)}
-    save_checkpoint({"distiller": distiller}, tmp_path / "last.pt")
+    save_checkpoint({"fingerprint": "f", "distiller": distiller}, tmp_path / "last.pt")
     one = course("run", tmp_path)
     assert (one.top1, one.seconds, one.parameters, one.additional) == (62.5, 99.0, 1000, 12)
     shown = page([one])
