@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   kdstream analyse curves KD=runs/kd WTTM=runs/wttm
   kdstream analyse selection runs/teacher --image 17 cat.jpg --label cat
+  kdstream analyse transfer runs/kd runs/at --teacher runs/teacher --limit 1000
+  kdstream analyse robustness runs/kd runs/cmkd --corrupted shards/cifar100c
+  kdstream analyse logits runs/kd runs/cmkd --teacher published:resnet56@cifar100 --data shards/cifar100
+  kdstream analyse embedding runs/kd runs/cmkd --limit 1000
 
 A network is a run's folder, another export, a file of weights, published:NAME, or resnet18, timm:NAME (their library's
 weights). Images are those of the first run's recipe unless --data names others. kdstream analyse WHAT --help says more.
@@ -49,6 +53,20 @@ def _parser() -> CommandParser:
     one.add_argument("--label", metavar="CLASS", help="of the image files: a name or number")
     one.add_argument("--delta", type=int, default=5, metavar="D", help="step between qualities (default: 5)")
     one.add_argument("--subsampling", default="4:4:4", help="of the chroma: 4:4:4 (default) or 4:2:0")
+    one = _kind(kinds, "transfer", "how often images that fool one network fool another (PGD)", _transfer)
+    _add_networks(one, "networks", limit=1000)
+    one.add_argument("--epsilon", type=float, default=0.031, help="of pixels in [0,1] (default: 0.031)")
+    one.add_argument("--step", type=float, default=0.003, help="default: 0.003")
+    one.add_argument("--steps", type=int, default=20, metavar="N", help="default: 20")
+    one = _kind(kinds, "robustness", "accuracy on corrupted images, by corruption and severity", _robustness)
+    _add_networks(one, "networks", limit=1000)
+    one.add_argument("--corrupted", metavar="SHARDS", help="of kdstream shards cifar100c; default: made of the images")
+    one.add_argument("--corruptions", metavar="A,B", help="names, or all (default: the five of CMKD's table V)")
+    one.add_argument("--severities", default="1,2,3,4,5", metavar="A,B", help="default: 1,2,3,4,5")
+    one = _kind(kinds, "logits", "a student's logits beside its teacher's: matrices, histograms", _logits)
+    _add_networks(one, "students")
+    one = _kind(kinds, "embedding", "t-SNE of the features that the classifier reads", _embedding)
+    _add_networks(one, "networks", limit=1000)
     return parser
 
 
@@ -114,6 +132,91 @@ def _selection(options: argparse.Namespace) -> None:
         )
     images = [{"image": name, "label": data.classes[label], "versions": as_dict(of)} for name, label, of in found]
     _show(options, page(teacher.name, found, data.classes), {**asked.about, "delta": options.delta, "images": images})
+
+
+def _transfer(options: argparse.Namespace) -> None:
+    from kdstream.analysis.transfer import page, transferability
+
+    if not options.epsilon > 0 or not options.step > 0 or options.steps < 1:
+        raise UserError("--epsilon and --step are above 0, --steps is 1 or more")
+    asked, _ = _asked(options)
+    attack = {"epsilon": options.epsilon, "step": options.step, "steps": options.steps}
+    with asked.bar("attacks", 1) as advance:
+        found = transferability(
+            [one.name for one in asked.networks], asked.networks, asked.batches(), **attack, advance=advance
+        )
+    said = (
+        f"PGD, epsilon {options.epsilon:g}, steps of {options.step:g}, {options.steps} of them, from the image itself"
+    )
+    _show(options, page(found, asked.what, said), {**asked.about, **attack, **found.as_dict()})
+
+
+def _robustness(options: argparse.Namespace) -> None:
+    from kdstream.analysis.one_pass import one_pass
+    from kdstream.analysis.robustness import COMMON, PAPERS, corrupting, library, page, robustness, splits_of
+    from kdstream.data.dataset_info import load_dataset_info
+    from kdstream.data.shards import open_shards
+    from kdstream.registry import nearest
+
+    severities = _severities(options.severities)
+    wanted = None if options.corruptions in (None, "all") else options.corruptions.split(",")
+    asked, _ = _asked(options)
+    if options.corrupted is not None:
+        known = splits_of(load_dataset_info(Path(options.corrupted)).splits)
+        names = list(known) if options.corruptions == "all" else wanted or [one for one in PAPERS if one in known]
+        made = f"the files of {options.corrupted}"
+    else:
+        corrupt = library()
+        known = {name: list(severities) for name in COMMON}
+        names = list(COMMON) if options.corruptions == "all" else wanted or list(PAPERS)
+        made = "made here by imagecorruptions, at the strengths meant for ImageNet"
+    for name in names:
+        if name not in known:
+            raise UserError(f"--corruptions {name}: {nearest(name, known)}")
+    if not names:
+        raise UserError(f"{options.corrupted} has no corruptions: its splits are not such as fog_3")
+    chosen = [(name, [n for n in known[name] if n in severities]) for name in names]
+
+    def corrupted(name: str, severity: int) -> Any:
+        if options.corrupted is None:
+            return corrupting(asked.batches(), name, severity, corrupt)
+        return one_pass(open_shards(str(Path(options.corrupted) / f"{name}_{severity}")), **asked.place)
+
+    with asked.bar("corruptions", 1 + sum(len(of) for _, of in chosen)) as advance:
+        found = robustness(
+            [one.name for one in asked.networks], asked.networks, asked.batches, corrupted, chosen, advance
+        )
+    _show(options, page(found, asked.what, made), {**asked.about, "made": made, **found.as_dict()})
+
+
+def _logits(options: argparse.Namespace) -> None:
+    from kdstream.analysis.asked import gather
+    from kdstream.analysis.logits import answers, beside, page
+
+    asked, data = _asked(options)
+    if not asked.taught:
+        raise UserError("no teacher: name it by --teacher")
+    with asked.bar("answers", 1) as advance:
+        (*students, teacher), label = gather(asked.networks, asked.batches(advance))
+    known = answers(asked.networks[-1].name, teacher, label)
+    found = [
+        (answers(one.name, logits, label), beside(one.name, logits, teacher, label))
+        for one, logits in zip(asked.networks, students, strict=False)
+    ]
+    plain = [{**own.as_dict(), **both.as_dict()} for own, both in found]
+    about = {**asked.about, "classes": list(data.classes), "teacher": known.as_dict(), "students": plain}
+    _show(options, page(known, found, data.classes, asked.what), about)
+
+
+def _embedding(options: argparse.Namespace) -> None:
+    from kdstream.analysis.embedding import embed, features, page
+
+    asked, data = _asked(options)
+    with asked.bar("features", 1) as advance:
+        rows, label = features(asked.networks, asked.batches(advance))
+    found = [embed(one.name, *of, label) for one, of in zip(asked.networks, rows, strict=True)]
+    plain = {"labels": label.tolist(), "networks": [one.as_dict() for one in found]}
+    _show(options, page(found, label, data.classes, asked.what), {**asked.about, **plain})
 
 
 @dataclass
@@ -215,6 +318,13 @@ def _image(name: str, label: str | None, data: ShardSet) -> tuple[Tensor, int, s
     else:
         raise UserError(f"--label {label}: {nearest(label, data.classes)}")
     return read_image(content, name, True, MAX_PIXELS), number, Path(name).name
+
+
+def _severities(text: str) -> list[int]:
+    found = [int(part) for part in text.split(",") if part.strip() in {"1", "2", "3", "4", "5"}]
+    if len(found) != len(text.split(",")):
+        raise UserError(f"--severities {text}: they are of 1 to 5, as 1,3,5")
+    return found
 
 
 def _named(places: Sequence[str]) -> list[tuple[str, str]]:
