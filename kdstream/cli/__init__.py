@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "accuracy, calibration and confusions of a network",
     "predict": "what a network sees in pictures of yours",
     "peakiness": "how sure a teacher is, for original and coded images",
+    "analyse": "what the papers' figures show, of your networks",
     "export": "a student as one ONNX file, from a running training, too",
     "bench": "speed beside what people use instead",
     "recipes": "the recipes that come with kdstream, and their schema",

@@ -236,6 +236,81 @@ class Plotter:
 
         return self._figure(title, note, draw, height)
 
+    def matrix(
+        self,
+        title: str,
+        values: Sequence[Sequence[float]],
+        names: Sequence[str],
+        columns: Sequence[str] | None = None,
+        note: str = "",
+        across: str = "",
+        down: str = "",
+        top: float | None = None,
+    ) -> Chart:
+        """Numbers as shades: the larger the darker, those below 0 in another colour; written into the cells where they
+        are few. NaN is an empty cell.
+
+        Args:
+            title, note: what stands above it.
+            values: [R][C].
+            names: of the rows; shown where they are few.
+            columns: names of the columns (None = those of the rows).
+            across, down: names of the axes.
+            top: what is darkest (None = the largest magnitude).
+        """
+        columns = names if columns is None else columns
+        known = [abs(value) for row in values for value in row if math.isfinite(value)]
+        highest = top or max(known, default=0.0) or 1.0
+
+        def draw(axes: Any) -> None:
+            # Colour over nothing, more or less of it, so that dark pages are served as well.
+            shades = [[_shade(value, highest) for value in row] for row in values]
+            axes.imshow(shades, aspect="equal", interpolation="nearest")
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            for labels, place in ((columns, axes.set_xticks), (names, axes.set_yticks)):
+                few = len(labels) <= 24
+                upright = {"rotation": 90} if place == axes.set_xticks and max(map(len, labels), default=0) > 3 else {}
+                place(range(len(labels)) if few else [], labels=[visible(n) for n in labels] if few else [], **upright)
+            axes.tick_params(length=0)
+            if len(values) <= 12 and len(columns) <= 12:
+                small = 9 if len(columns) <= 8 else 7
+                for i, row in enumerate(values):
+                    for j, value in enumerate(row):
+                        if math.isfinite(value):
+                            text = f"{value:.0f}" if highest >= 20 else f"{value:.2g}"
+                            axes.text(j, i, text, ha="center", va="center", fontsize=small, color=INK)
+            axes.set_xlabel(across)
+            axes.set_ylabel(down)
+
+        return self._figure(title, note, draw, 4.4)
+
+    def clouds(self, title: str, groups: Sequence[tuple[str, Sequence[tuple[float, float]]]], note: str = "") -> Chart:
+        """Points of groups by place, without axes; a group's name stands at its middle where groups are few.
+
+        Args:
+            title, note: what stands above it.
+            groups: names, and points (x, y).
+        """
+
+        def draw(axes: Any) -> None:
+            from statistics import median
+
+            for i, (_, points) in enumerate(groups):
+                mark = "os^D"[i // len(PALETTE) % 4]
+                style = {"linestyle": "none", "marker": mark, "markersize": 2.4, "markeredgewidth": 0, "alpha": 0.75}
+                axes.plot([x for x, _ in points], [y for _, y in points], color=_colour(i % len(PALETTE)), **style)
+            for name, points in groups if len(groups) <= 20 else ():
+                if points:
+                    middle = median(x for x, _ in points), median(y for _, y in points)
+                    axes.text(*middle, visible(name), ha="center", va="center", fontsize=9, weight="bold", color=INK)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            axes.grid(False)
+
+        return self._figure(title, note, draw, 4.0)
+
     def _figure(self, title: str, note: str, draw: Callable[[Any], None], height: float = 2.9) -> Chart:
         # Imported here: whoever only trains should not wait for matplotlib.
         import matplotlib
@@ -316,6 +391,15 @@ def _marked(values: Sequence[float], everywhere: bool) -> list[int]:
     """Where a dot is drawn: at every value, or only at those that no line reaches."""
     seen = [False, *map(math.isfinite, values), False]
     return [i for i in range(len(values)) if seen[i + 1] and (everywhere or not (seen[i] or seen[i + 2]))]
+
+
+def _shade(value: float, highest: float) -> tuple[float, float, float, float]:
+    """Red, green, blue and how much of them, 0..1."""
+    if not math.isfinite(value):
+        return (0.0, 0.0, 0.0, 0.0)
+    colour = PALETTE[0 if value >= 0 else 1][0]
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return (red, green, blue, 0.75 * min(abs(value) / highest, 1.0))
 
 
 def _colour(number: int | None) -> str:

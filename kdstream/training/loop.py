@@ -22,6 +22,7 @@ from kdstream.data.shards import ShardSet
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.models.export import DESCRIPTION
+from kdstream.objectives.loss import Loss
 from kdstream.recipe import Recipe, Schedule
 from kdstream.stream.loader import ReaderLost, lost_readers_told
 from kdstream.stream.stream import Stream
@@ -227,7 +228,7 @@ class Trainer:
             ddp.find_unused_parameters = True
             accelerator.ddp_handler = ddp
             module, optimizer = accelerator.prepare(module, optimizer)
-        self.sums = Sums([name for name, _, _ in stage.losses], accelerator.device)
+        self.sums = Sums([name for name, _, _ in stage.losses], accelerator.device, _temperature(self.setup.loss))
         if saved is not None:
             if optimizer is not None and saved["optimizer"] is not None:
                 distiller, path = self.setup.distiller, self.folder / LAST
@@ -329,7 +330,7 @@ class Trainer:
                 f"{self.folder / FAULTS}; the first: {skipped[0]['key']} ({skipped[0]['reason']})",
                 once=True,
             )
-        self.sums = Sums(self.sums.names, self.sums.device)
+        self.sums = Sums(self.sums.names, self.sums.device, self.sums.temperature)
         state.epoch += 1
         state.stage, state.stage_epoch = (state.stage + 1, 0) if last else (state.stage, state.stage_epoch + 1)
         self._save(None if last else optimizer)
@@ -448,6 +449,11 @@ def _leaving(stream: Stream) -> Iterator[Batch]:
 def _synchronised(accelerator: Accelerator, module: nn.Module, closes: bool) -> Any:
     """Gradients are exchanged between processes only in the backward pass that closes a group."""
     return contextlib.nullcontext() if closes else accelerator.no_sync(module)
+
+
+def _temperature(loss: Loss) -> float:
+    """That of the transformed teacher which the loss matches; 1 where it matches none."""
+    return next((1 / float(vars(term)["gamma"]) for name, _, term in loss.main if name in ("ttm", "wttm")), 1.0)
 
 
 def _is_finite(teacher: Outputs | None, like: Tensor) -> Tensor:

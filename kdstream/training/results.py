@@ -84,6 +84,7 @@ class Results:
         }
         if self.setup.loss.uses_teacher:
             row |= {"teacher/entropy": total.entropy[0], "teacher/gt_probability": total.gt_probability[0]}
+        row |= {f"student/{name}": value for name, value in total.student.items()}
         if not measured:
             return row
         tops = self._evaluate(row, advice)

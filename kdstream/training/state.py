@@ -60,17 +60,18 @@ def of_every_process(accelerator: Accelerator, sums: Sums) -> dict[str, Any]:
     """
     device = accelerator.device
     parts = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    parts += sums.state_dict().values()
+    counted = sums.state_dict()
+    parts += counted.values()
     if accelerator.num_processes == 1:
         columns = [[part] for part in parts]
     else:
         columns = [list(accelerator.gather(part[None].to(device)).cpu().unbind()) for part in parts]
     first, *others = (
         {
-            "random": {"cpu": cpu.clone(), "cuda": [one.clone() for one in cuda]},
-            "sums": {"values": values.clone(), "qualities": qualities.clone()},
+            "random": {"cpu": cpu.clone(), "cuda": [one.clone() for one in rest[: -len(counted)]]},
+            "sums": {name: one.clone() for name, one in zip(counted, rest[-len(counted) :], strict=True)},
         }
-        for cpu, *cuda, values, qualities in zip(*columns, strict=True)
+        for cpu, *rest in zip(*columns, strict=True)
     )
     return {**first, "others": others}
 
