@@ -77,9 +77,10 @@ class Sums:
         student = exact(logits)
         beside = teacher is not None and teacher.shape == student.shape
         # In one tensor where they can be, for half as many launches.
-        answers = (
-            [torch.stack([teacher, student])] if beside else [z[None] for z in (teacher, student) if z is not None]
-        )
+        if teacher is not None and beside:
+            answers = [torch.stack([teacher, student])]
+        else:
+            answers = [z[None] for z in (teacher, student) if z is not None]
         log_ps = [z.log_softmax(-1) for z in answers]
         entropies = torch.cat([-(log_p.exp() * log_p).sum(-1) for log_p in log_ps])
         peaky, compared = [zero] * 4, [zero] * 3
