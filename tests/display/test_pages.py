@@ -24,6 +24,7 @@ def test_all_templates_compile():
         "charts.html",
         "claims_page.html",
         "compare_page.html",
+        "figures_page.html",
         "report.html",
         "table_page.html",
     }
