@@ -111,7 +111,10 @@ def test_bases_are_laid_over_each_other_and_the_recipe_comes_last(write, tmp_pat
     made = load_recipe(path, ["batch_size=6"])
     assert (made.epochs, made.optimizer.lr, made.optimizer.momentum, made.batch_size) == (8, 3, 0.5, 6)
     assert (made.loss, made.name) == ({"kd": 1.0}, "mine")
-    assert (made.teacher.model, made.teacher.train) == ("resnet14", {"loss": "ce", "batch_size": 7})  # as the file has it
+    assert (made.teacher.model, made.teacher.train) == (
+        "resnet14",
+        {"loss": "ce", "batch_size": 7},
+    )  # as the file has it
     assert (made.student.model, made.student.taps) == ("resnet8", {"x": "layer1"})
 
 

@@ -278,7 +278,7 @@ class Plotter:
                 for i, row in enumerate(values):
                     for j, value in enumerate(row):
                         if math.isfinite(value):
-                            text = f"{value:.0f}" if highest >= 20 else f"{value:.2g}"
+                            text = f"{value:.0f}" if highest >= 20 else "0" if abs(value) < 5e-4 else f"{value:.2g}"
                             axes.text(j, i, text, ha="center", va="center", fontsize=small, color=INK)
             axes.set_xlabel(across)
             axes.set_ylabel(down)

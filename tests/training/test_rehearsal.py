@@ -70,8 +70,14 @@ def printed(recipe, **settings):
         ({"loss": {"simkd": {"teacher_taps": "block1"}}}, r"simkd: the teacher's 'block1' .* is not the map"),
         ({"loss": {"one": {}, "kd": 1}, "student": "MobileNetV2"}, r"^recipe job: "),
         ({"loss": {"one": {}, "kd": 1}, "student": "vgg8"}, r"^recipe job: "),
-        ({"loss": {"rkd": {}, "ce": 1}, "batch_size": 2}, r"^recipe job: rkd: .* at least 3 samples .* gives one 2"),
-        ({"loss": {"sp": {}, "ce": 1}, "batch_size": 1}, r"^recipe job: sp: .* at least 2 samples .* gives one 1"),
+        (
+            {"loss": {"rkd": {}, "ce": 1}, "batch_size": 2},
+            r"^recipe job: rkd: .* at least 3 samples, the smallest batch has 2",
+        ),
+        (
+            {"loss": {"sp": {}, "ce": 1}, "batch_size": 1},
+            r"^recipe job: sp: .* at least 2 samples, the smallest batch has 1",
+        ),
         ({"student": "mobilenet_v3_small", "batch_size": 1}, r"single sample, of which BatchNorm has no statistics"),
         ({"loss": {"spearman": {"ranks": "exact"}}}, r"the loss of phase main depends on nothing that is trained"),
         (
