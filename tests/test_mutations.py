@@ -5,7 +5,6 @@ KDSTREAM_TEST_EVERY=1 makes a thousand of them."""
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from every import EVERY
 from tars import image_bytes, write_tar
 
 from kdstream.data.shards import open_shards
@@ -21,7 +21,6 @@ from kdstream.errors import UserError
 from kdstream.stream.decode import decode
 from kdstream.stream.stream import Stream
 
-EVERY = os.environ.get("KDSTREAM_TEST_EVERY") == "1"
 COUNTS = {"tar": 400 if EVERY else 20, "index": 300 if EVERY else 15, "jpeg": 300 if EVERY else 20}
 SAMPLES = [(f"{number}.jpg", image_bytes(number, (24, 24))) for number in range(6)]
 

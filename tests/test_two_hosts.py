@@ -12,8 +12,8 @@ import subprocess
 import sys
 
 import pytest
+from every import EVERY
 
-EVERY = os.environ.get("KDSTREAM_TEST_EVERY") == "1"
 HOSTS = ("10.77.31.1", "10.77.31.2")
 
 HOST = """

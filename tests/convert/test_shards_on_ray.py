@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
+from every import EVERY
 from tars import assert_same_files
 
 from kdstream.convert.make_shards import make_shards
 from kdstream.errors import UserError
 
-EVERY = pytest.mark.skipif(not os.environ.get("KDSTREAM_TEST_EVERY"), reason="KDSTREAM_TEST_EVERY=1 starts a cluster")
+on_a_cluster = pytest.mark.skipif(not EVERY, reason="KDSTREAM_TEST_EVERY=1 starts a cluster")
 
 
 def test_without_ray_and_with_a_number_of_processes(photos, tmp_path, monkeypatch):
@@ -24,7 +24,7 @@ def test_without_ray_and_with_a_number_of_processes(photos, tmp_path, monkeypatc
         make_shards(f"imagefolder:{photos}", tmp_path / "b", distributor="slurm")
 
 
-@EVERY
+@on_a_cluster
 def test_two_machines_write_what_one_process_writes(photos, photo_shards, damaged, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from every import EVERY
 from small_tables import write_table
 from test_work import CHILD, tasks_of
 
@@ -18,7 +18,7 @@ from kdstream.training.tables.cells import expand
 from kdstream.training.tables.on_ray import run_on_ray
 from kdstream.training.tables.table import load_table
 
-on_ray = pytest.mark.skipif(not os.environ.get("KDSTREAM_TEST_EVERY"), reason="a local Ray takes half a minute")
+on_ray = pytest.mark.skipif(not EVERY, reason="a local Ray takes half a minute")
 
 
 @pytest.fixture
