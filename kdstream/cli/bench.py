@@ -26,6 +26,7 @@ NAMES = {
     "taps": "forward and backward passes with all taps beside none",
     "plan": "plan and index of sets of up to a billion samples: time and memory",
     "step": "a training step of every objective beside a KD loop written by hand",
+    "gpu": "the data path, the JPEG kernel and training steps on an accelerator",
 }
 """The benches: name, which is also that of the file, and what each compares."""
 
