@@ -20,6 +20,8 @@ from kdstream.convert.make_shards import make_shards
 # Small nets do not gain from threads, and several test processes on one machine lose by them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# The same on every machine: on one with GPUs, test_on_a_gpu.py and the tests of kernels use them, the rest does not.
+os.environ["ACCELERATE_USE_CPU"] = "true"
 # Shared machines stall now and then: an example's wall time says nothing about the code.
 hypothesis.settings.register_profile("kdstream", deadline=None, max_examples=100 if EVERY else 25)
 hypothesis.settings.load_profile("kdstream")

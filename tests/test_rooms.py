@@ -50,6 +50,7 @@ TESTED_ELSEWHERE = {
 }
 """Modules without a test file of their name -> why."""
 APART = {
+    "test_on_a_gpu": "what only a GPU shows, of all of the path",
     "api/test_notebook": "runs tools/quickstart.ipynb",
     "cli/test_verbs": "of cli itself",
     "jpeg/test_jpeg_front": "of jpeg itself",

@@ -29,6 +29,7 @@ from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.recipe import Recipe
+from kdstream.stream.cache import Where
 from kdstream.stream.stream import Stream
 from kdstream.training.tables.timing import seconds_per_epoch
 
@@ -331,9 +332,11 @@ class Parts:
         self.readers = options.workers or min(READERS_MOST, os.cpu_count() or 1)
 
     def data(self) -> Path:
-        """Shards of small images."""
-        if self.options.data is not None:
-            return self.options.data
+        """Shards of small images: the user's, or noise."""
+        return self.noise() if self.options.data is None else self.options.data
+
+    def noise(self) -> Path:
+        """Shards of small images of noise."""
         path = self.folder / "small"
         return path if path.exists() else small_images(path, 256 if self.small else 10_240)
 
@@ -358,10 +361,12 @@ class Parts:
         """Cached small images: gathered, cropped, mirrored; and standardised too."""
         rows = []
         least = 512 if self.small else 200_000
-        for cache in ("device", "host"):
+        places: tuple[Where, ...] = ("device", "host")
+        for cache in places:
+            dataset = open_shards(self.data() / "train")  # decoded once
             for batch in (128, 1024):
                 for chain in ("decode | augment(cifar)", "decode | augment(cifar) | normalize"):
-                    stream = Stream(self.data() / "train", batch, cache=cache, device=self.device) | chain  # type: ignore[arg-type]
+                    stream = Stream(dataset, batch, cache=cache, device=self.device, workers=self.readers) | chain
                     stream.open()
                     found = self.meter.rate(passing(stream, least))
                     rows.append({"work": f"cache={cache}, batches of {batch}: {chain}", "images/s": found})
@@ -375,7 +380,7 @@ class Parts:
             stream = (
                 Stream(self.pictures() / "train", 64, workers=self.readers, device=self.device, cache="off") | chain
             )
-            rates.append(self.meter.rate(passing(stream)))
+            rates.append(self.meter.rate(passing(stream, 0 if self.small else 4096)))
             rows.append({"work": f"{chain}, {self.readers} readers", "images/s": rates[-1]})
         rows.append({"work": "device / host", "ratio": rates[1] / rates[0]})
         return rows
@@ -387,7 +392,7 @@ class Parts:
     def train(self) -> list[Row]:
         """Training steps of kdstream beside a plain loop."""
         rows = []
-        steps = 2 if self.small else 200
+        steps = 2 if self.small else 100
         cpu = self.device.type == "cpu"
         images = noise(256 if self.small else 10_240, 32)
         for pair in TRIED if self.small else PAIRS:
@@ -397,7 +402,7 @@ class Parts:
             del loop
             rows.append(_cell(pair, f"a plain loop, kd, DataLoader of {readers} readers", plain, plain))
             for method in METHODS:
-                taken = training(self.data(), pair, method, self.options.precision, cpu, steps)
+                taken = training(self.noise(), pair, method, self.options.precision, cpu, steps)
                 rows.append(_cell(pair, method, taken, plain))
         return rows
 

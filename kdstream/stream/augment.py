@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdstream.batch import Batch, Sample
 from kdstream.errors import UserError
+from kdstream.jpeg import cuda
 from kdstream.registry import nearest
 from kdstream.rng import keys, uniform
 from kdstream.stream import kernels
@@ -130,7 +131,8 @@ def _side(size: int) -> int:
 def crop_flip(batches: Iterator[Batch], pad: int = 4, mode: str = "zeros", flip: bool = True) -> Iterator[Batch]:
     """Pad, crop the original size at random, flip: the same for an image and its versions.
 
-    On the processor by a loop (:mod:`kdstream.stream.kernels`), else by one gather, whatever the type of the pixels.
+    On the processor by a loop (:mod:`kdstream.stream.kernels`), on a GPU by one kernel
+    (:mod:`kdstream.stream.cuda_kernels`), else by a gather, whatever the type of the pixels.
     """
     for batch in batches:
         view = partial(_cropped, keys(batch), pad, mode == "reflect", flip)
@@ -142,6 +144,10 @@ def crop_flip(batches: Iterator[Batch], pad: int = 4, mode: str = "zeros", flip:
 
 def _cropped(key: Tensor, pad: int, reflect: bool, flip: bool, images: Tensor) -> Tensor:
     """Images [N,M,H,W] cropped and mirrored as their keys, int64 [N], say; M may be any number of planes."""
+    if images.is_cuda and cuda.available():
+        from kdstream.stream import cuda_kernels  # imports Triton
+
+        return cuda_kernels.crop_flip(images, key, "crop_flip", pad, reflect, flip)
     cut = kernels.crop_flip(images, key, "crop_flip", pad, reflect, flip)
     return gathered(images, key, pad, reflect, flip) if cut is None else cut
 

@@ -56,6 +56,12 @@ def make_accelerator(cpu: bool, precision: str | None) -> Accelerator:
     # Accelerate joins processes without an accelerator only where the CPU is asked for; it leaves them strangers, each
     # of which takes itself for the first, otherwise.
     cpu = cpu or (world > 1 and not torch.accelerator.is_available())
+    here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < found < here and not cpu and not _is_on(os.environ.get("ACCELERATE_USE_CPU", "")):
+        raise UserError(
+            f"{here} processes were launched on a machine with {found} GPU{'s' if found > 1 else ''}, and each needs "
+            f"its own: launch {found}, or train on the CPU with --cpu"
+        )
     try:
         accelerator = Accelerator(
             cpu=cpu,

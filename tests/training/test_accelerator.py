@@ -35,6 +35,16 @@ def _fresh_accelerator():
     os.environ.update(environment)
 
 
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes were launched on a machine with 1 GPU, and each needs"):
+        make_accelerator(False, None)
+
+
 @pytest.mark.parametrize("value", ["true", "True", "1"])
 @pytest.mark.parametrize("switch", [*SWITCHES, "ACCELERATE_USE_PARALLELISM_CONFIG"])
 def test_plugins_that_shard_are_refused(monkeypatch, switch, value):
