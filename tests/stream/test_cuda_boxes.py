@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from photographs import photograph
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 from triton_process import child_process
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -44,6 +42,10 @@ def cut_here(
 
 
 def test_views_are_torchvision_s():
+    # Slow to import, and the child processes do not need them.
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
     images = [torch.from_numpy(np.array(photograph(h, w, n))).permute(2, 0, 1) for n, (h, w, _) in enumerate(BOXES)]
     pixels = torch.cat([torch.zeros(5, dtype=torch.uint8), *(image.flatten() for image in images)])
     places, start = [], 5
