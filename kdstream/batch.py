@@ -45,6 +45,21 @@ class Outputs:
         return self.map(Tensor.detach)
 
 
+@dataclass
+class Files:
+    """Image files of a batch that its device shall decode; they stay in main memory, wherever the batch goes.
+
+    Attributes:
+        data: uint8, the files' bytes one after another.
+        where: for each file, which sample of the batch it is of, its first byte and its length.
+        names: what to call each in messages.
+    """
+
+    data: Tensor
+    where: list[tuple[int, int, int]]
+    names: list[str]
+
+
 @dataclass(repr=False)
 class Batch:
     """N samples on one device, on their way from the reader to the student.
@@ -67,8 +82,9 @@ class Batch:
             then. None where images are whole.
         pixels: uint8 [sum of 3*H*W], images of different sizes one after another, each [3,H,W]; ``image`` is
             [N,3,0,0] then, until a stage has cut views of one size out of them. None where that is done.
-        places: for each image in ``pixels``: where it begins, H, W, and the box to be cut: top, left, height, width.
-            Plain numbers, so that no accelerator is asked for them.
+        places: for each image: where it begins in ``pixels`` (-1: it is among ``files``), H, W, and the box to be cut:
+            top, left, height, width. Plain numbers, so that no accelerator is asked for them.
+        files: images that are not in ``pixels``, as files, or None.
     """
 
     image: Tensor
@@ -83,6 +99,7 @@ class Batch:
     soft: Tensor | None = None
     pixels: Tensor | None = None
     places: list[tuple[int, ...]] | None = None
+    files: Files | None = None
 
     @property
     def target(self) -> Tensor:
@@ -94,7 +111,9 @@ class Batch:
 
     def __repr__(self) -> str:
         """What it holds: shapes, types, device; no values."""
-        held = {name: value for name, value in vars(self).items() if value is not None and name != "places"}
+        held = {
+            name: value for name, value in vars(self).items() if value is not None and name not in ("places", "files")
+        }
         return f"Batch({_told(held)}, on {self.label.device})"
 
     def map_tensors(self, fn: Callable[[Tensor], Tensor]) -> Batch:

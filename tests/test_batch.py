@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import torch
 
-from kdstream.batch import Batch, Outputs
+from kdstream.batch import Batch, Files, Outputs
 
 
 def outputs():
@@ -26,7 +26,8 @@ def full_batch():
         selector=max,
         soft=torch.full((2, 4), 0.25),
         pixels=torch.zeros(2 * 3 * 4 * 4, dtype=torch.uint8),
-        places=[(0, 4, 4, 0, 0, 4, 4), (48, 4, 4, 0, 0, 4, 4)],
+        places=[(0, 4, 4, 0, 0, 4, 4), (-1, 4, 4, 0, 0, 4, 4)],
+        files=Files(torch.zeros(9, dtype=torch.uint8), [(1, 0, 9)], ["sample 'a'"]),
     )
 
 
@@ -83,6 +84,7 @@ def test_every_tensor_of_a_batch_moves():
     assert moved.teacher.logits.device.type == "meta"
     assert moved.teacher.features["block1"].device.type == "meta"
     assert moved.selector is max
+    assert moved.files.data.device.type == "cpu"
     assert batch.image.device.type == "cpu"
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from image_bytes import encoded, exif
+from photographs import jpeg as jpeg_file
+from photographs import photograph
+from tars import write_tar
 
 import kdstream as kd
 from kdstream import jpeg
@@ -37,6 +41,31 @@ def test_batches_are_those_of_the_processor(digits, chain, cache):
         assert torch.equal(ours.index.cpu(), theirs.index)
         assert torch.equal(ours.label.cpu(), theirs.label)
         torch.testing.assert_close(ours.image.cpu(), theirs.image, rtol=0, atol=1e-6 if "normalize" in chain else 0)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_photographs_are_cut_and_decoded_there(tmp_path, interpolation):
+    """Boxes are the host's; nvJPEG's colours are its own. The host decodes the last three."""
+    files = [("jpg", jpeg_file(photograph(200 + 9 * n, 300 - 7 * n, n), subsampling=n % 3)) for n in range(12)]
+    files += [("jpg", jpeg_file(photograph(120, 180, 20).convert("L")))]
+    files += [("jpg", jpeg_file(photograph(120, 180, 21), progressive=True))]
+    files += [("jpg", jpeg_file(photograph(120, 180, 22), exif=exif(6)))]
+    files += [("png", encoded(photograph(120, 180, 23), "PNG"))]
+    members = [(f"{i:02}.{name}", data) for i, (name, data) in enumerate(files)]
+    write_tar(tmp_path / "own-000000.tar", sorted([*members, *((f"{i:02}.cls", b"1") for i in range(len(files)))]))
+
+    def views(chain: str, device: str, workers: int = 0) -> torch.Tensor:
+        stream = kd.Stream(tmp_path, 8, device=device, workers=workers)
+        cut = f"augment(inception, 64, on=device, interpolation={interpolation})"
+        return torch.cat([batch.image.cpu() for batch in stream | f"{chain} | {cut}"]).float()
+
+    here = views("decode", "cpu")
+    assert (views("decode", GPU) - here).abs().max() <= (1 if interpolation == "bilinear" else 2)
+    there = views("decode(on=device)", GPU)
+    assert (there - here).abs().mean((1, 2, 3)).max() < 3
+    assert (there - here).abs().mean() < 2
+    for _ in range(3):
+        assert torch.equal(views("decode(on=device)", GPU, workers=2), there)
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])

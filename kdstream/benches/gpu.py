@@ -29,7 +29,9 @@ from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.recipe import Recipe
+from kdstream.stream.augment import cut_boxes, draw_boxes
 from kdstream.stream.cache import Where
+from kdstream.stream.decode import decode
 from kdstream.stream.stream import Stream
 from kdstream.training.tables.timing import seconds_per_epoch
 
@@ -373,17 +375,32 @@ class Parts:
         return rows
 
     def photos(self) -> list[Row]:
-        """Photographs to random boxes of 224 x 224, cut while decoding on the host, and on the device."""
+        """Photographs to random boxes of 224 x 224: cut while decoding on the host, cut on the device, decoded and cut
+        there; and the cutting alone."""
         rows, rates = [], []
-        for on in ("host", "device"):
-            chain = f"decode | augment(inception, 224, on={on})"
+        for chain in (
+            "decode | augment(inception, 224, on=host)",
+            "decode | augment(inception, 224, on=device)",
+            "decode(on=device) | augment(inception, 224, on=device)",
+        ):
             stream = (
                 Stream(self.pictures() / "train", 64, workers=self.readers, device=self.device, cache="off") | chain
             )
             rates.append(self.meter.rate(passing(stream, 0 if self.small else 4096)))
             rows.append({"work": f"{chain}, {self.readers} readers", "images/s": rates[-1]})
-        rows.append({"work": "device / host", "ratio": rates[1] / rates[0]})
+        for work, rate in (("cut on the device", rates[1]), ("decoded and cut on the device", rates[2])):
+            rows.append({"work": f"{work} / host", "ratio": rate / rates[0]})
+        rows.append({"work": "cut_boxes alone, 64 whole images on the device", "images/s": self._cutting()})
         return rows
+
+    def _cutting(self) -> float:
+        whole = Stream(self.pictures() / "train", 64, device=self.device, cache="off") | decode
+        batch = next(iter(whole | draw_boxes(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))))
+
+        def cut() -> int:
+            return sum(len(one) for one in cut_boxes(size=224)(iter([batch] * (1 if self.small else 64))))
+
+        return self.meter.rate(cut)
 
     def decode(self) -> list[Row]:
         """JPEG decoding on the device."""

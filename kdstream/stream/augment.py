@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdstream.batch import Batch, Sample
+from kdstream.batch import Batch, Files, Sample
 from kdstream.errors import UserError
 from kdstream.jpeg import cuda
 from kdstream.registry import nearest
 from kdstream.rng import keys, uniform
-from kdstream.stream import kernels
+from kdstream.stream import device_files, kernels
 from kdstream.stream.normalize import to_unit
 from kdstream.stream.stage import Chain, Stage, batch_stage, stage
 
@@ -32,7 +32,7 @@ def augment(kind: str, *args: object, **settings: object) -> Chain:
       convolutions", section 6). ``jitter``: (brightness, contrast, saturation, hue) strengths as in torchvision's
       ColorJitter. After ``decode``, only the box is decoded; its pixels are within one grey level, on average, of those
       of the whole image cut by torchvision, which ``exact=True`` gives. ``on="device"``: readers decode whole images,
-      and the accelerator cuts the same boxes out of them.
+      or leave that to the accelerator (``decode(on=device)``), which cuts the same boxes out of them.
     - ``augment("eval", size, crop=0.875)``: shorter side resized to size / crop, central square cut out.
 
     The last two take ``interpolation="bicubic"``, as transformers are trained with, in place of "bilinear".
@@ -293,7 +293,7 @@ def draw_boxes(samples: Iterator[Sample], scale: Sequence[float], ratio: Sequenc
                 "the host"
             )
         draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
-        height, width = sample["image"].shape[-2:]
+        height, width = sample["image"].shape[-2:] if "image" in sample else sample["__size__"]
         sample["box"] = draw_box(height, width, draws, scale, ratio)
         yield sample
 
@@ -302,23 +302,50 @@ def draw_boxes(samples: Iterator[Sample], scale: Sequence[float], ratio: Sequenc
 def cut_boxes(batches: Iterator[Batch], size: int, interpolation: str = "bilinear") -> Iterator[Batch]:
     """Cut the boxes that were drawn out of whole images of any sizes, each resized to size x size, antialiased.
 
-    One image at a time, as its box is: no padding, and a view does not depend on what else is in the batch. kornia's
+    Each image by itself, as its box is: no padding, and a view does not depend on what else is in the batch. kornia's
     ``crop_and_resize`` takes images of one size and samples four pixels for each of the view's, whatever the scale;
-    torch's own antialiased kernel weights pixels as Pillow does. On the CPU the pixels are those of the host's exact
-    way.
+    here pixels are weighted as Pillow weights them. On the CPU the pixels are those of the host's exact way; on CUDA,
+    within a grey level, one kernel cuts all of a batch (:mod:`kdstream.stream.cuda_boxes`). Images that come as files
+    (``decode(on=device)``) are decoded first.
     """
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as tv
-
-    kernel = InterpolationMode(interpolation)
     for batch in batches:
         if batch.pixels is None or batch.places is None:
             raise UserError("cut_boxes: there are no whole images to cut: use it as augment(inception, on=device)")
-        image = torch.empty(len(batch), 3, size, size, dtype=torch.uint8, device=batch.pixels.device)
-        for view, (start, height, width, *box) in zip(image, batch.places, strict=True):
-            whole = batch.pixels[start : start + 3 * height * width].view(3, height, width)
-            view.copy_(tv.resized_crop(whole, *box, [size, size], kernel, antialias=True))
-        yield replace(batch, image=image, pixels=None, places=None)
+        image = _cut_all(batch.pixels, batch.places, batch.files, size, interpolation)
+        yield replace(batch, image=image, pixels=None, places=None, files=None)
+
+
+def _cut_all(
+    pixels: Tensor, places: list[tuple[int, ...]], files: Files | None, size: int, interpolation: str
+) -> Tensor:
+    """The views, uint8 [N,3,size,size], of a batch's ``pixels``, ``places`` and ``files``."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
+    device = pixels.device
+    decoded: dict[int, Tensor] = {}
+    if files is not None:
+        numbers = [number for number, *_ in files.where]
+        sizes = [(places[number][1], places[number][2]) for number in numbers]
+        decoded = dict(zip(numbers, device_files.decoded(files, sizes, device), strict=True))
+    if device.type == "cuda" and cuda.available():
+        # Slow to import, and only here needed.
+        from kdstream.stream import cuda_boxes
+
+        base = pixels if pixels.numel() else decoded[0]
+        places = [
+            (decoded[number].data_ptr() - base.data_ptr(), *place[1:]) if number in decoded else place
+            for number, place in enumerate(places)
+        ]
+        return cuda_boxes.cut(base, places, size, interpolation)
+    views = torch.empty(len(places), 3, size, size, dtype=torch.uint8, device=device)
+    kernel = InterpolationMode(interpolation)
+    for number, (view, (start, height, width, *box)) in enumerate(zip(views, places, strict=True)):
+        image = decoded.get(number)
+        if image is None:
+            image = pixels[start : start + 3 * height * width].view(3, height, width)
+        view.copy_(tv.resized_crop(image, *box, [size, size], kernel, antialias=True))
+    return views
 
 
 @stage(role="box")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from kdstream.batch import Sample
 from kdstream.data.image_file import orientation
+from kdstream.errors import UserError
 from kdstream.jpeg import cpu
 from kdstream.jpeg.header import Header, read_header
 from kdstream.jpeg.part import decode_part
 from kdstream.rng import uniform
-from kdstream.stream.augment import draw_box, random_box, random_flip
-from kdstream.stream.decode import decode, image_of, read_image, telling_which
+from kdstream.stream.augment import cut_boxes, draw_box, draw_boxes, random_box, random_flip
+from kdstream.stream.decode import decode, decodes_on_device, image_of, read_image, telling_which
 from kdstream.stream.stage import Chain
 
 WAY = 1
@@ -157,3 +158,29 @@ def cut_while_decoding(host: Chain, device: Chain) -> tuple[BoxReader | None, Ch
     decoding = {name: first[0].setting(name) for name in ("upright", "max_pixels")}
     box = {name: first[1].setting(name) for name in ("size", "scale", "ratio", "interpolation")}
     return BoxReader(**decoding, **box, flip=flip), rest, after
+
+
+def refuse_without_pixels(chain: Chain, skips: bool) -> None:
+    """What ``decode(on=device)`` does not go with: stages that need pixels on the host, and skipping.
+
+    Args:
+        chain: a stream's.
+        skips: samples that cannot be decoded shall be skipped.
+
+    Raises:
+        UserError: the chain has it, and that.
+    """
+    place = next((i for i, step in enumerate(chain.stages) if decodes_on_device(step)), None)
+    if place is None:
+        return
+    after = chain.stages[place + 1 : place + 3]
+    if [step.function for step in after] != [draw_boxes.function, cut_boxes.function]:
+        raise UserError(
+            "decode(on=device) gives the host no pixels: augment(inception, SIZE, on=device) must follow at once, "
+            f"and here follows {after[0].name if after else 'nothing'}; use decode(on=host)"
+        )
+    if skips:
+        raise UserError(
+            "decode(on=device) goes with on_error=stop alone: when the device meets an image that it cannot decode, "
+            "its batch is made already; use decode(on=host)"
+        )

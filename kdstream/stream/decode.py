@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from kdstream.batch import Sample
 from kdstream.data.faults import Undecodable
-from kdstream.data.image_file import MAX_PIXELS, ImageRefused, open_image, to_rgb
+from kdstream.data.image_file import MAX_PIXELS, ImageRefused, open_image, orientation, to_rgb
 from kdstream.data.index import IMAGE_EXTENSIONS
 from kdstream.errors import UserError
-from kdstream.stream.stage import stage
+from kdstream.jpeg.header import read_header
+from kdstream.stream.stage import Stage, stage
 
 
 def read_image(data: bytes, what: str, upright: bool = True, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
@@ -52,19 +54,64 @@ def read_image(data: bytes, what: str, upright: bool = True, max_pixels: int = M
 
 
 @stage
-def decode(samples: Iterator[Sample], upright: bool = True, max_pixels: int = MAX_PIXELS) -> Iterator[Sample]:
+def decode(
+    samples: Iterator[Sample], upright: bool = True, max_pixels: int = MAX_PIXELS, on: str = "host"
+) -> Iterator[Sample]:
     """Add ``image`` (uint8 [3,H,W], RGB) and ``label`` (int, from ``cls``) to every sample.
 
     Args:
         upright: turn images as their EXIF orientation says; TIFF is turned always.
         max_pixels: greater images are refused.
+        on: "host", or "device": there JPEG files are decoded (on NVIDIA's GPUs by nvJPEG, a batch at a time), with
+            slightly other pixels; what it cannot decode (PNG, progressive JPEG, CMYK, images to be turned, ...) the
+            host does. ``augment(inception, SIZE, on=device)`` must follow at once.
     """
     for sample in samples:
         data, what = image_of(sample)
-        with telling_which(sample):
-            sample["image"] = read_image(data, what, upright, max_pixels)
+        size = _size_for_device(data, upright, max_pixels) if on == "device" else None
+        if size is None:
+            with telling_which(sample):
+                sample["image"] = read_image(data, what, upright, max_pixels)
+        else:
+            sample["__file__"], sample["__size__"] = torch.frombuffer(bytearray(data), dtype=torch.uint8), size
         sample["label"] = int(sample["cls"])
         yield sample
+
+
+def _size_for_device(data: bytes, upright: bool, max_pixels: int) -> tuple[int, int] | None:
+    """(height, width) of a JPEG file that the device decodes; None where the host does, or says what is wrong."""
+    header = read_header(data)
+    if header is None or header.height * header.width > max_pixels:
+        return None
+    if not data.endswith(_END) or (upright and header.exif and orientation(header.exif) != 1):
+        return None
+    return header.height, header.width
+
+
+_END = b"\xff\xd9"
+"""The last bytes of a whole JPEG file. A decoder on a device may take one that was cut off for whole."""
+
+
+def on_host(step: Stage) -> Stage:
+    """The stage itself, or, of ``decode(on=device)``, that which decodes on the host."""
+    if not decodes_on_device(step):
+        return step
+    settings = {name: value for name, value in step.settings.items() if name != "on"}
+    return replace(step, args=step.args[:2], settings=settings)
+
+
+def decodes_on_device(step: Stage) -> bool:
+    """Whether it is ``decode(on=device)``.
+
+    Raises:
+        UserError: it is ``decode`` on something else.
+    """
+    if step.function is not decode.function:
+        return False
+    on = step.setting("on")
+    if on not in ("host", "device"):
+        raise UserError(f"decode: on is {on!r}; it is host or device")
+    return bool(on == "device")
 
 
 @contextlib.contextmanager

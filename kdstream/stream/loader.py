@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from kdstream.batch import Batch, Sample
+from kdstream.batch import Batch, Files, Sample
 from kdstream.data.faults import Faults, Undecodable
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys, words
 from kdstream.stream.boxes import BoxReader
+from kdstream.stream.decode import image_of
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain
 
@@ -37,8 +38,9 @@ def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None)
 
     Args:
         samples: each with ``image`` uint8 [3,H,W], ``label``, ``index``, ``rng_key`` and, all or none, ``variants``
-            [V,3,H,W] with ``qualities`` [V]. Those with a ``box`` (top, left, height, width) may differ in size: they
-            make a batch with ``pixels`` and ``places``.
+            [V,3,H,W] with ``qualities`` [V]. Those with a ``box`` (top, left, height, width) may differ in size, and
+            may have ``__file__`` (uint8) and ``__size__`` (height, width) in place of ``image``: they make a batch with
+            ``pixels``, ``places`` and ``files``.
         what: names the batch in messages.
         image: uint8 [N,3,H,W], the samples' images where they are together already, and the samples have none.
 
@@ -50,11 +52,10 @@ def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None)
             f"{what}: the stages dropped all of its samples; use larger batches, or drop them when making the shards"
         )
     for sample in samples if image is None else ():
-        if "image" not in sample:
+        if "image" not in sample and "__file__" not in sample:
             raise UserError(f"{what}: sample {sample.get('__key__')!r} has no pixels; begin the chain with decode")
-    pixels = places = None
-    if "box" in samples[0]:
-        image, pixels, places = _one_after_another(samples)
+    whole: dict[str, Any] = _whole(samples) if "box" in samples[0] else {}
+    image = whole.pop("image", image)
     sizes = {tuple(sample["image"].shape) for sample in samples} if image is None else set()
     if len(sizes) > 1:
         some = " and ".join("x".join(map(str, size[-2:])) for size in sorted(sizes)[:2])
@@ -78,21 +79,38 @@ def collate(samples: list[Sample], what: str, image: torch.Tensor | None = None)
         variants=stacked("variants"),
         qualities=stacked("qualities"),
         rng_key=column("rng_key"),
-        pixels=pixels,
-        places=places,
+        **whole,
     )
 
 
-def _one_after_another(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, ...]]]:
-    """Images of different sizes and the boxes to be cut: ``image``, ``pixels`` and ``places`` of a batch."""
-    sizes = [sample["image"].numel() for sample in samples]
-    pixels = _room((sum(sizes),))
-    torch.cat([sample["image"].flatten() for sample in samples], out=pixels)
+def _whole(samples: list[Sample]) -> dict[str, Any]:
+    """Images of different sizes, decoded or as files, and the boxes to be cut: what a batch has of them."""
+    decoded = [sample["image"].flatten() for sample in samples if "image" in sample]
+    files = [(i, sample["__file__"], image_of(sample)[1]) for i, sample in enumerate(samples) if "image" not in sample]
+    starts = itertools.accumulate((image.numel() for image in decoded), initial=0)
     places = [
-        (start, *sample["image"].shape[1:], *sample["box"])
-        for start, sample in zip(itertools.accumulate(sizes, initial=0), samples, strict=False)
+        (next(starts), *sample["image"].shape[1:], *sample["box"])
+        if "image" in sample
+        else (-1, *sample["__size__"], *sample["box"])
+        for sample in samples
     ]
-    return torch.empty(len(samples), 3, 0, 0, dtype=torch.uint8), pixels, places
+    begins = itertools.accumulate((data.numel() for _, data, _ in files), initial=0)
+    where = [(i, begin, data.numel()) for (i, data, _), begin in zip(files, begins, strict=False)]
+    return {
+        "image": torch.empty(len(samples), 3, 0, 0, dtype=torch.uint8),
+        "pixels": _joined(decoded),
+        "places": places,
+        "files": Files(_joined([data for _, data, _ in files]), where, [what for *_, what in files]) if files else None,
+    }
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Bytes one after another, in a reader process where the main process sees them as well."""
+    size = sum(part.numel() for part in parts)
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    joined = _room((size,))
+    return torch.cat(parts, out=joined)
 
 
 @dataclass(frozen=True)

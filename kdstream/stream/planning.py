@@ -19,6 +19,7 @@ from kdstream.stream.augment import central
 from kdstream.stream.cache import Decoded, loader_of
 from kdstream.stream.coded import hkl
 from kdstream.stream.coding_plan import CHUNK, PlanKey, alone, load_plan, make_plan
+from kdstream.stream.decode import on_host
 from kdstream.stream.loader import Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, Stage
@@ -78,8 +79,8 @@ def with_plans(
 def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
     """The view for which a plan is made: the stages up to the teacher, without what is drawn at random.
 
-    Random boxes become the central one of their size, other random stages go, the user's too, and ``coded`` at
-    ``position`` selects; the rest stays.
+    Random boxes become the central one of their size, other random stages go, the user's too, ``coded`` at ``position``
+    selects, and images are decoded on the host; the rest stays.
     """
     view: list[Stage] = []
     for place, stage in enumerate(stages):
@@ -88,7 +89,7 @@ def unaugmented(stages: Sequence[Stage], position: int) -> Chain:
         if place == position:
             view.append(replace(stage, settings={**stage.settings, "plan": "off"}))
         elif not stage.random:
-            view.append(stage)
+            view.append(on_host(stage))
         elif stage.role == "box":
             view.append(central(stage))
     return Chain(tuple(view))

@@ -20,7 +20,7 @@ from kdstream.data.faults import Faults, allowed_share
 from kdstream.data.listing import Listing, open_to_go_through
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
-from kdstream.stream.boxes import WAY, BoxReader, cut_while_decoding
+from kdstream.stream.boxes import WAY, BoxReader, cut_while_decoding, refuse_without_pixels
 from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
 from kdstream.stream.coding_plan import alone
 from kdstream.stream.language import parse_chain
@@ -273,6 +273,7 @@ class Stream:
             names = ("num_classes", "mean", "std")
             known |= {name: getattr(self.dataset, name) for name in names if hasattr(self.dataset, name)}
             known |= self.given
+            refuse_without_pixels(self.chain, self.faults is not None)
             kept = self._kept(known, after_chunk)
             place: dict[str, Any] = {"rank": self.rank, "world": self.world, "faults": self.faults, "kept": kept}
             place |= {"workers": self.workers, "device": self.device}
