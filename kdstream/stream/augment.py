@@ -286,15 +286,16 @@ def random_box(
 @stage(random=True)
 def draw_boxes(samples: Iterator[Sample], scale: Sequence[float], ratio: Sequence[float]) -> Iterator[Sample]:
     """Draw the box of :func:`random_box`, and leave the cutting to :func:`cut_boxes`, on the accelerator."""
-    for sample in samples:
+    whole = list(samples)
+    draws = uniform(torch.tensor([sample["rng_key"] for sample in whole], dtype=torch.int64), 40, "random_box").tolist()
+    for sample, numbers in zip(whole, draws, strict=True):
         if "variants" in sample:
             raise UserError(
                 "augment(inception, on=device) cuts images without compressed versions: put coded after it, or cut on "
                 "the host"
             )
-        draws = uniform(torch.tensor([sample["rng_key"]]), 40, "random_box")[0].tolist()
         height, width = sample["image"].shape[-2:] if "image" in sample else sample["__size__"]
-        sample["box"] = draw_box(height, width, draws, scale, ratio)
+        sample["box"] = draw_box(height, width, numbers, scale, ratio)
         yield sample
 
 
@@ -332,12 +333,7 @@ def _cut_all(
         # Slow to import, and only here needed.
         from kdstream.stream import cuda_boxes
 
-        base = pixels if pixels.numel() else decoded[0]
-        places = [
-            (decoded[number].data_ptr() - base.data_ptr(), *place[1:]) if number in decoded else place
-            for number, place in enumerate(places)
-        ]
-        return cuda_boxes.cut(base, places, size, interpolation)
+        return cuda_boxes.cut(pixels, places, decoded, size, interpolation)
     views = torch.empty(len(places), 3, size, size, dtype=torch.uint8, device=device)
     kernel = InterpolationMode(interpolation)
     for number, (view, (start, height, width, *box)) in enumerate(zip(views, places, strict=True)):

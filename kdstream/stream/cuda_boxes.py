@@ -10,7 +10,7 @@ This module imports Triton; :mod:`kdstream.stream.augment` imports it where boxe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
@@ -103,15 +103,19 @@ def _level(value):
     return tl.minimum(tl.maximum(value + 0.5, 0.0), 255.0).to(tl.int32).to(tl.uint8)
 
 
-def cut(pixels: Tensor, places: Sequence[tuple[int, ...]], size: int, interpolation: str) -> Tensor:
+def cut(
+    pixels: Tensor,
+    places: Sequence[tuple[int, ...]],
+    apart: Mapping[int, Tensor],
+    size: int,
+    interpolation: str,
+) -> Tensor:
     """Views of the boxes.
 
     Args:
-        pixels: uint8, contiguous, on a CUDA device (with ``TRITON_INTERPRET=1``, on the host); places count from its
-            first byte.
-        places: for each image: where it begins, be it in ``pixels`` or elsewhere in the memory of its device; height,
-            width; the box's top, left, height, width. An image is [3,H,W], contiguous, and there until the current
-            stream has done this work.
+        pixels: uint8, images [3,H,W] one after another, on a CUDA device (with ``TRITON_INTERPRET=1``, on the host).
+        places: for each image: where it begins, height, width; the box's top, left, height, width.
+        apart: images, by their number, that are not in ``pixels``: uint8 [3,H,W], on the same device.
         size: of the views.
         interpolation: "bilinear" or "bicubic".
 
@@ -122,11 +126,18 @@ def cut(pixels: Tensor, places: Sequence[tuple[int, ...]], size: int, interpolat
     views = torch.empty(len(places), 3, size, size, dtype=torch.uint8, device=device)
     if not places:
         return views
-    rows = [(start + top * w + left, w, h * w, high, wide) for start, h, w, top, left, high, wide in places]
+    apart = {number: image.contiguous() for number, image in apart.items()}
+    # The kernel counts from one address, wherever an image is.
+    base = pixels if pixels.numel() else apart[0]
+    rows = []
+    for number, (start, height, width, top, left, *box) in enumerate(places):
+        image = apart.get(number)
+        begin = start if image is None else image.data_ptr() - base.data_ptr()
+        rows.append((begin + top * width + left, width, height * width, *box))
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     grid = (len(places), -(-size // _ROWS) * -(-size // _COLUMNS))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         boxes_kernel[grid](
-            pixels, table, views, SIZE=size, BICUBIC=interpolation == "bicubic", ROWS=_ROWS, COLUMNS=_COLUMNS
+            base, table, views, SIZE=size, BICUBIC=interpolation == "bicubic", ROWS=_ROWS, COLUMNS=_COLUMNS
         )
     return views

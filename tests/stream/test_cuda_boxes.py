@@ -24,21 +24,22 @@ BOXES = [  # height, width, box: smaller, larger and as large as a view; one row
 ]
 
 
-def cut_here(
-    pixels: np.ndarray, places: list[tuple[int, ...]], size: int, interpolation: str, tile: int | None
-) -> np.ndarray:
+def cut_here(images: list[np.ndarray], apart: set[int], size: int, interpolation: str, tile: int | None) -> np.ndarray:
+    """The views of BOXES; those images that are not ``apart`` lie together."""
     from kdstream.stream import cuda_boxes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = torch.zeros(16, dtype=torch.uint8, device=device)
-    held = torch.from_numpy(pixels).to(device)
-    away = held.data_ptr() - base.data_ptr()  # images may lie elsewhere
-    places = [(start + away, *rest) for start, *rest in places]
+    pixels, places = torch.zeros(0, dtype=torch.uint8), []
+    for number, (image, (height, width, box)) in enumerate(zip(images, BOXES, strict=False)):
+        places.append((-1 if number in apart else len(pixels), height, width, *box))
+        if number not in apart:
+            pixels = torch.cat([pixels, torch.from_numpy(image).flatten()])
+    others = {number: torch.from_numpy(images[number]).to(device) for number in apart}
     with pytest.MonkeyPatch.context() as patch:
         if tile is not None:  # one program a view: interpreted, it takes long whatever it does
             patch.setattr(cuda_boxes, "_ROWS", tile)
             patch.setattr(cuda_boxes, "_COLUMNS", tile)
-        return cuda_boxes.cut(base, places, size, interpolation).cpu().numpy()
+        return cuda_boxes.cut(pixels.to(device), places, others, size, interpolation).cpu().numpy()
 
 
 def test_views_are_torchvision_s():
@@ -46,28 +47,23 @@ def test_views_are_torchvision_s():
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 
-    images = [torch.from_numpy(np.array(photograph(h, w, n))).permute(2, 0, 1) for n, (h, w, _) in enumerate(BOXES)]
-    pixels = torch.cat([torch.zeros(5, dtype=torch.uint8), *(image.flatten() for image in images)])
-    places, start = [], 5
-    for (height, width, box), image in zip(BOXES, images, strict=True):
-        places.append((start, height, width, *box))
-        start += image.numel()
+    images = [np.array(photograph(h, w, n)).transpose(2, 0, 1) for n, (h, w, _) in enumerate(BOXES)]
     with child_process(interpret=not torch.cuda.is_available()) as pool:
-        for interpolation, size, tile, some in (
-            ("bilinear", 16, 16, 5),
-            ("bicubic", 16, 16, 2),
-            ("bilinear", 35, None, 1),
+        for interpolation, size, tile, count, apart in (
+            ("bilinear", 16, 16, 5, {1, 4}),
+            ("bicubic", 16, 16, 2, {0, 1}),
+            ("bilinear", 35, None, 1, set()),
         ):
-            found = pool.submit(cut_here, pixels.numpy(), places[:some], size, interpolation, tile).result()
-            assert len(found) == some
+            found = pool.submit(cut_here, images[:count], apart, size, interpolation, tile).result()
+            assert found.shape == (count, 3, size, size)
             kernel = InterpolationMode(interpolation)
             for view, image, (_, _, box) in zip(found, images, BOXES, strict=False):
-                expected = tv.resized_crop(image, *box, [size, size], kernel, antialias=True)
+                expected = tv.resized_crop(torch.from_numpy(image), *box, [size, size], kernel, antialias=True)
                 gap = (torch.from_numpy(view).int() - expected.int()).abs()
                 assert gap.max() <= (1 if interpolation == "bilinear" else 2), (interpolation, size, box)
                 # torchvision rounds twice, after rows and after columns
                 assert gap.float().mean() < 0.3, (interpolation, size, box)
-        assert pool.submit(cut_here, pixels.numpy(), [], 16, "bilinear", None).result().shape == (0, 3, 16, 16)
+        assert pool.submit(cut_here, [], set(), 16, "bilinear", None).result().shape == (0, 3, 16, 16)
 
 
 def compile_for_hopper(bicubic: bool) -> str:
