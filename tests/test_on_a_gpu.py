@@ -97,7 +97,7 @@ def test_a_coded_teacher_chooses_as_it_does_on_the_processor(digits):
     (here, values), (there, found) = answers("cpu"), answers(GPU)
     assert len(here.unique()) > 2
     assert torch.equal(here, there)
-    torch.testing.assert_close(values, found, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(values, found, rtol=1e-4, atol=1e-4)  # images are standardised in float32
     logits = torch.randn(50, 7, 10, generator=torch.Generator().manual_seed(1))
     label = torch.arange(50) % 10
     assert torch.equal(hkl(logits, label), hkl(logits.to(GPU), label.to(GPU)).cpu())

@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "api/evaluate": "api/test_distill.py evaluates what it has trained",
     "api/export_onnx": "api/test_distill.py: of an interrupted training",
     "api/result": "api/test_distill.py: what a distillation gives",
+    "benches/gpu": "cli/test_bench.py runs parts of it on the processor",
     "benches/coded": "cli/test_bench.py runs it and reads what it says",
     "benches/jpeg": "cli/test_bench.py runs it and reads what it says",
     "benches/measure": "cli/test_bench.py runs it by a clock of its own",

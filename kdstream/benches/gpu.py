@@ -413,7 +413,7 @@ class Parts:
         cpu = self.device.type == "cpu"
         images = noise(256 if self.small else 10_240, 32)
         for pair in TRIED if self.small else PAIRS:
-            readers = min(8, self.readers)
+            readers = 0 if self.small else min(8, self.readers)
             loop = PlainLoop(*pair, images, self.device, readers, self.options.precision)
             plain = loop.seconds_per_step(self.meter, steps)
             del loop

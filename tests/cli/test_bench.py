@@ -17,6 +17,7 @@ from commands import modules_that_help_loads, refused, run_from_a_clone
 from kdstream import jpeg
 from kdstream.batch import Batch
 from kdstream.cli.bench import NAMES, main
+from kdstream.errors import UserError
 from kdstream.stream.coding_plan import ORIGINAL
 from kdstream.stream.normalize import standardise
 
@@ -26,7 +27,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
 @pytest.fixture
 def benches():
     """The files of the benches by name."""
-    names = ("measure", "jpeg", "coded", "plan", "step", "taps", "others")
+    names = ("measure", "jpeg", "coded", "plan", "step", "taps", "others", "gpu")
     return SimpleNamespace(**{name: importlib.import_module(f"kdstream.benches.{name}") for name in names})
 
 
@@ -324,6 +325,52 @@ def test_bad_input_is_one_line_and_exit_code_2(run, arguments, part):
     code, out, error = run(*arguments)
     refused((code, "", error), part)
     assert "ms" not in out.split()  # what was found out before may be told, times not
+
+
+def test_rates_are_the_median_of_rounds_after_a_first_one(benches, clock, monkeypatch):
+    monkeypatch.setattr(benches.gpu.time, "perf_counter", benches.measure.time.perf_counter)
+    times = iter([100, 1, 4, 2, 3, 50])
+
+    def work():
+        clock(next(times))
+        return 12
+
+    assert benches.gpu.Meter(torch.device("cpu"), seconds=8).rate(work) == (12 / 2 + 12 / 3) / 2
+
+
+def test_the_gpu_bench_measures_what_it_can_and_names_what_fails(benches, run, tmp_path, monkeypatch):
+    """On the CPU: cached images, plain steps; a part that fails is told, and the others are measured."""
+
+    def nothing_there(parts):
+        raise UserError("no JPEG today")
+
+    monkeypatch.setattr(benches.gpu.Parts, "jpeg", nothing_there)
+    monkeypatch.setattr(benches.gpu, "METHODS", {"kd": benches.gpu.METHODS["kd"]})
+    file = tmp_path / "gpu.json"
+    code, out, error = run(
+        "gpu", "--device", "cpu", "--small", "--seconds", 0, "--only", "jpeg,cifar,train", "--json", file
+    )
+    assert (code, error) == (0, "")
+    found = json.loads(file.read_text())
+    assert found["failed"] == {"jpeg": "UserError: no JPEG today"}
+    assert "jpeg: failed: UserError: no JPEG today" in out
+    assert len(found["cifar"]) == 8
+    assert all(row["images/s"] > 0 for row in found["cifar"])
+    plain, ours = found["train"]
+    assert plain["plain loop / this"] == 1
+    assert ours["work"] == "resnet8 -> resnet8: kd"
+    assert ours["plain loop / this"] == pytest.approx(plain["ms a step"] / ours["ms a step"])
+    assert ours["minutes of 240 epochs"] == pytest.approx(ours["ms a step"] / 1000 * (50_000 // 64) * 240 / 60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(("--only", "jpeg,juice"), "unknown part 'juice'; known: jpeg, cifar"), (("--device", "cuda"), "there is no GPU")],
+)
+def test_a_gpu_bench_that_cannot_be(run, arguments, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = run("gpu", *arguments)
+    refused((code, "", error), says)
 
 
 def test_interrupted(benches, run, monkeypatch):

@@ -56,11 +56,11 @@ def test_rows_of_the_papers_have_their_preset(row, data):
     assert [name for name in data.split() if f"{row}/{name}" not in presets()] == []
 
 
-def test_ranks_are_softened_by_the_classes_of_the_data():
+def test_ranks_are_softened_by_the_classes_of_the_data_and_not_of_the_paper():
+    """With CIFAR-100's strength a student of ten classes learns nothing: the term has its own by default."""
     softened = {name: preset.loss["cmkd"] for name, preset in presets().items() if "cmkd" in preset.loss}
     assert len(softened) == 2 + 12 + 2
-    for name, settings in softened.items():
-        assert settings["strength"] == pytest.approx((1000 if "imagenet" in name else 100) ** -2), name
+    assert not any("strength" in settings for settings in softened.values())
 
 
 def test_short_names_belong_to_terms_that_exist():
