@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -584,13 +584,16 @@ def _is_another(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> boo
     return key == "loss" or (key == "optimizer" and new.get("name") not in (None, old.get("name", "sgd")))
 
 
-def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
+def make_recipe(
+    settings: Mapping[str, Any], what: str, place: Callable[[Sequence[str | int]], str] = lambda keys: ""
+) -> Recipe:
     """A checked recipe.
 
     Args:
         settings: as YAML gives them: plain values, see :func:`kdstream.safe_yaml.plain`, so that what is written to
             recipe.yaml, hashed, and handed on to runs and teachers is what was meant.
         what: names the recipe in messages.
+        place: where a setting stands, by its keys, as "line 7: "; empty where nobody knows.
 
     Raises:
         UserError: the first thing that is wrong, with the nearest right name for an unknown key.
@@ -599,7 +602,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
-        raise UserError(f"{what}: {_explain(error)}") from None
+        first = _first(error)
+        raise UserError(f"{what}: {place(first['loc'])}{_explain(first)}") from None
     if recipe.export_network == "ema" and recipe.ema is None:
         raise UserError(f"{what}: export_network: there is no average of the weights: set its decay, as ema: 0.9999")
     places: dict[str, str] = {}
@@ -648,8 +652,11 @@ def _refuse(over: Mapping[str, Any], keys: Sequence[str], where: str, why: str) 
             raise UserError(f"{where} cannot have its own {key!r}: {why}")
 
 
-def _explain(error: ValidationError) -> str:
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+def _first(error: ValidationError) -> Any:
+    return min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+
+
+def _explain(first: Any) -> str:
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)
     if first["type"] == "extra_forbidden":

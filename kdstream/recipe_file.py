@@ -12,7 +12,7 @@ from kdstream.addresses import is_published, public
 from kdstream.errors import UserError
 from kdstream.recipe import FREE, Recipe, at_home, make_recipe, merge, model_of, public_quoted
 from kdstream.registry import nearest
-from kdstream.safe_yaml import MOST_LEVELS, parse_yaml, read_yaml
+from kdstream.safe_yaml import MOST_LEVELS, line_of, parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 SETTINGS = RECIPES / "settings"
@@ -39,7 +39,16 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         settings.pop("coded", None)
     settings = with_bases(settings, path)
     settings.setdefault("name", name_of(path))
-    recipe = make_recipe(_teacher_as_written(settings, apply_overrides(settings, overrides), path.name), path.name)
+    changed = _teacher_as_written(settings, apply_overrides(settings, overrides), path.name)
+
+    def place(keys: Sequence[str | int]) -> str:
+        """Not of what an override says."""
+        dotted = ".".join(map(str, keys))
+        said = {one.partition("=")[0] for one in overrides}
+        line = None if any(f"{dotted}.".startswith(f"{key}.") for key in said) else line_of(path, keys)
+        return "" if line is None else f"line {line}: "
+
+    recipe = make_recipe(changed, path.name, place)
     changes = [one for one in overrides if one.partition("=")[0] not in set(FREE) - {"runs"}]
     if changes and recipe.out is None:
         # Another job than the recipe as it stands: it gets a folder of its own, named by what was changed.

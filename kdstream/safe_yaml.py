@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,27 @@ def read_yaml(path: Path) -> Any:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}: not readable as YAML: line {line}: it is not UTF-8") from None
     return parse_yaml(text, f"{path}:")
+
+
+def line_of(path: Path, keys: Sequence[str | int]) -> int | None:
+    """The line of a file, from 1, in which the setting at these keys stands, or the innermost group on the way to it
+    that the file has; None where it has not even the first."""
+    try:
+        node = yaml.compose(path.read_bytes().decode("utf-8-sig"), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    line = None
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == str(key)), None)
+        elif isinstance(node, yaml.SequenceNode) and str(key).isdigit() and int(key) < len(node.value):
+            found = (node.value[int(key)],) * 2
+        else:
+            found = None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
 
 
 def _tag(node: yaml.Node) -> str:

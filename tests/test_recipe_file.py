@@ -338,3 +338,25 @@ def test_secrets_in_overrides(overrides):
         assert "host_a.pth" in str(made.folder())
     except UserError as error:
         assert "SECRET" not in str(error)  # noqa: PT017
+
+
+def test_a_wrong_setting_of_a_file_has_its_line_and_one_of_an_override_none(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: shards\nstudent: resnet8\nloss: ce\n\noptimizer:\n  lr: 0.1\n  momentun: 0.9\n")
+    with pytest.raises(UserError, match=r"^r.yaml: line 7: unknown setting 'optimizer.momentun': did you mean 'mome"):
+        load_recipe(str(path))
+    path.write_text(
+        "data: shards\nstudent: resnet8\nloss: ce\nepochs: many\nassistants:\n  - {model: a}\n  - {mode: b}\n"
+    )
+    with pytest.raises(UserError, match=r"^r.yaml: line 7: unknown setting 'assistants.1.mode'"):
+        load_recipe(str(path))
+    with pytest.raises(UserError, match=r"^r.yaml: epochs: input should be a valid integer"):
+        load_recipe(str(path), ["epochs=few", "assistants=[]"])
+
+
+def test_what_a_base_says_has_no_line_of_the_file_that_builds_on_it(tmp_path):
+    (tmp_path / "base.yaml").write_text("\n\nepochs: many\n")
+    path = tmp_path / "r.yaml"
+    path.write_text("base: base\ndata: shards\nstudent: resnet8\nloss: ce\n")
+    with pytest.raises(UserError, match=r"^r.yaml: epochs: input"):
+        load_recipe(str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdstream.errors import UserError
@@ -82,7 +83,8 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
 
         names = from_torchvision.names()
         if name not in names:
-            raise UserError(f"unknown model {name!r}: {_proposal(name, names)}")
+            there = f"{name!r} here is a folder, whose weights are ./{name}; " if Path(name).is_dir() else ""
+            raise UserError(f"unknown model {name!r}: {there}{_proposal(name, names)}")
         module, recorded = from_torchvision.build(name, num_classes, **kw)
     note(module, spec=_plain(name, {"name": name, "num_classes": num_classes, **recorded}))
     if not hasattr(module, "classifier_path"):

@@ -101,3 +101,12 @@ def test_wrong_names_and_arguments(name, kw, message):
 def test_wrong_class_counts(count):
     with pytest.raises(UserError, match=r"^model 'resnet8': num_classes must be a positive whole number, not "):
         build("resnet8", count)
+
+
+def test_a_folder_in_place_of_a_model_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(
+        UserError, match=r"unknown model 'run': 'run' here is a folder, whose weights are \./run; "
+    ):
+        build("run", 10)
