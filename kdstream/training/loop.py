@@ -34,7 +34,7 @@ from kdstream.training.clock import Clock
 from kdstream.training.distiller import Stage
 from kdstream.training.folder import KEPT, LAST, PEERS, RECIPE, Identity, locked
 from kdstream.training.metrics import MetricsLog
-from kdstream.training.networks import Teacher
+from kdstream.training.networks import Teacher, known_of
 from kdstream.training.optimizer import groups_of, make_optimizer
 from kdstream.training.results import Results
 from kdstream.training.schedule import learning_rate
@@ -194,7 +194,15 @@ class Trainer:
             self.display.note(f"{self.recipe.name}: {setup.note}")
         for note in setup.stream.notes:
             self.display.note(f"{self.recipe.name}: {note}")
-        self.results = Results(self.identity, setup, self.train, self.accelerator, self.display, self.state)
+        self.results = Results(
+            self.identity,
+            setup,
+            self.train,
+            self.accelerator,
+            self.display,
+            self.state,
+            known_of(self.teacher) if self.teacher is not None and setup.loss.uses_teacher else {},
+        )
         if self.accelerator.is_main_process:
             if saved is None:
                 with writing(self.folder / RECIPE):

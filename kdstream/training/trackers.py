@@ -243,6 +243,7 @@ def _own_settings(name: str, about: Tracked, kept: _Kept) -> tuple[tuple[str, ..
     """How one of Accelerate's trackers is made: in its package's words, which project, which run, which to continue."""
     project, folder, known = about.project, about.folder, kept.id
     again = known is not None
+    more: dict[str, Any]
     match name:
         case "wandb":
             # Its own bars and its copy of the terminal would come between ours.

@@ -67,9 +67,10 @@ def said(tmp_path, monkeypatch):
 def test_an_interrupted_training_goes_on_in_the_same_run(digits, tmp_path, said, monkeypatch):
     out = tmp_path / "out"
     wanted = recipe_of(digits, out, track=OWN, runs={"a": {"epochs": 2}, "b": {}}, student="jobs:Plain", epochs=1)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_must_stop", lambda self, step: self.global_step == 7)  # within the second epoch
-        run(wanted)
+        with pytest.raises(Stopped):
+            run(wanted)
     run(wanted)
     of_runs = {one[0]: [] for one in said("start")}
     for one in said():
