@@ -44,7 +44,7 @@ def hub(monkeypatch):
                         seen["message"] = line["value"]["summary"]
                     else:
                         seen["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                said = {"commitUrl": f"{place}/me/birds/commit/1", "commitOid": "1"}
+                said = {"commitUrl": "https://huggingface.co/me/birds/commit/1", "commitOid": "1"}
             answer = json.dumps(said).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
