@@ -70,13 +70,14 @@ def images_of(recipe: Recipe) -> tuple[ShardSet, ShardSet]:
     """
     data = recipe.data
     path = str(kept_shards(data.path)) if is_source(data.path) else data.path
-    train = as_asked(open_shards(split_of(path, data.train)), data)
-    if data.hold_out:
-        return divided(train, data.hold_out, data.seed or 0)
-    names = [one for one in ("val", "test") if has_split(path, one)]
-    if data.val is None and not names:
+    names = [data.val] if data.val else [one for one in ("val", "test") if has_split(path, one)]
+    if not names and not data.hold_out:
         raise UserError(f"{path} has no split val or test")
-    return train, open_shards(split_of(path, data.val or names[0]))
+    train, *others = (open_shards(split_of(path, one)) for one in (data.train, *([] if data.hold_out else names[:1])))
+    for shards in (train, *others) if data.num_classes is not None else ():
+        shards.number_classes(data.num_classes)
+    train = as_asked(train, data)
+    return divided(train, data.hold_out, data.seed or 0) if data.hold_out else (train, others[0])
 
 
 def to_int8(

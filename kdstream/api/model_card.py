@@ -18,8 +18,11 @@ from kdstream.analysis.spread import Spread
 from kdstream.api.int8 import Int8, images_of, recipe_of
 from kdstream.atomic import write_atomic, writing
 from kdstream.cli.objectives import source, title
+from kdstream.convert.open_source import is_source
 from kdstream.errors import UserError
+from kdstream.models.given import class_of, is_given
 from kdstream.models.onnx_export import OnnxFile
+from kdstream.models.specs import runs_code
 from kdstream.notes import About
 from kdstream.objectives import OBJECTIVES
 from kdstream.recipe import Recipe
@@ -79,7 +82,8 @@ def gather(folder: Path, about: About, **more: Any) -> Facts:
         raise UserError(f"--license {licence}: as the Hub spells it, such as apache-2.0, mit, cc-by-4.0, other")
     recipe, result = recipe_of(about), (about.get("extra") or {}).get("result") or {}
     counts = None
-    if recipe is not None and not is_url(recipe.data.path):
+    # Nothing is fetched or converted for a card.
+    if recipe is not None and not is_url(recipe.data.path) and not is_source(recipe.data.path):
         with contextlib.suppress(UserError):
             train, val = images_of(recipe)
             counts = (len(train), len(val), val.split)
@@ -188,7 +192,7 @@ def _numbers(facts: Facts) -> Iterator[str]:
     rows: list[tuple[str, str]] = []
     if "top1" in result:
         rows.append((f"these weights, {_epoch(facts)}", f"{result['top1']:.2f}"))
-        if _exports_last(facts):
+        if _exports_last(facts) and result["best_epoch"] != result["epochs"]:
             best = f"best epoch ({result['best_epoch']}), which these images chose; not these weights"
             rows.append((best, f"{result['best_top1']:.2f}"))
     if seeds:
@@ -307,7 +311,17 @@ def _loading(facts: Facts) -> str:
         lines += ["from huggingface_hub import snapshot_download", "", f'folder = snapshot_download("{facts.hub}")']
     else:
         lines += ["", 'folder = "."  # where this file lies']
-    lines += ["student = kdstream.load_student(folder)", 'print(student.predict("picture.jpg"))', "```"]
+    spec = facts.about["spec"]
+    if is_given(spec["name"]):
+        lines.append(
+            f"student = kdstream.load_student(folder, module=...)  # a {_bare(class_of(spec))}, whose code you have"
+        )
+    elif runs_code(spec):
+        lines.append(f"# this imports, and so runs, {_bare(spec['name'])}, which must be there")
+        lines.append("student = kdstream.load_student(folder, trust_code=True)")
+    else:
+        lines.append("student = kdstream.load_student(folder)")
+    lines += ['print(student.predict("picture.jpg"))', "```"]
     if facts.onnx is not None:
         name = facts.onnx.path.name
         lines += [
@@ -374,6 +388,11 @@ def _epoch(facts: Facts) -> str:
 def _text(value: object) -> str:
     """As text that is no markup: in one line, on no page a link or an HTML tag."""
     return re.sub(r"([\\`*_{}\[\]<>|#!~$&])", r"\\\1", visible(value))
+
+
+def _bare(value: object) -> str:
+    """Within a block of code, which it cannot end."""
+    return visible(value).replace("`", "'")
 
 
 def _code(value: object) -> str:

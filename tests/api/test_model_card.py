@@ -101,6 +101,11 @@ def test_the_best_epoch_is_called_what_it_is(digits, folder):
     text = card(gather(folder, about(digits, settings={"export": "best"})))
     assert "| these weights, best epoch (21), which these images chose | 91.26 |" in text
     assert "not these weights" not in text
+    last = about(digits)
+    last["extra"]["result"] |= {"best_epoch": 30, "best_top1": 91.256}
+    text = card(gather(folder, last))
+    assert "| these weights, last epoch (30) | 91.26 |" in text
+    assert "not these weights" not in text, "the last epoch is the best one"
 
 
 def test_names_are_text_and_nothing_else(digits, folder):
@@ -127,8 +132,11 @@ def test_a_student_of_labels_and_of_a_training_that_goes_on(digits, folder):
 
 
 @pytest.mark.parametrize("hub", [None, "me/birds"])
-def test_the_code_in_it_is_python(digits, folder, hub):
-    text = card(gather(folder, about(digits), onnx=ONNX, hub=hub))
+@pytest.mark.parametrize("name", ["resnet8", "my_nets:Net", "my_nets:`\nx\n```"])
+def test_the_code_in_it_is_python(digits, folder, hub, name):
+    spec = {"name": name, "num_classes": 2}
+    text = card(gather(folder, about(digits, spec=spec), onnx=ONNX, hub=hub))
+    assert ("trust_code=True" in text) == (name != "resnet8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
