@@ -135,6 +135,9 @@ def _parts(facts: Facts) -> Iterator[str]:
         + (f" with {facts.result['params']:,} parameters" if "params" in facts.result else "")
         + f", trained with kdstream {kdstream.__version__}."
     )
+    if which := (facts.about.get("extra") or {}).get("checkpoint"):
+        so_far = {"last": "those of its last checkpoint", "best": "those of its best epoch so far"}.get(which, "so far")
+        yield f"The training was not finished: these weights are {so_far}."
     yield "## Numbers"
     yield "\n".join(_numbers(facts))
     if recipe is not None:

@@ -120,8 +120,10 @@ def test_names_are_text_and_nothing_else(digits, folder):
 def test_a_student_of_labels_and_of_a_training_that_goes_on(digits, folder):
     unfinished = about(digits, settings={"loss": {"ce": 1}})
     del unfinished["extra"]["result"]
+    unfinished["extra"]["checkpoint"] = "best"
     text = card(gather(folder, unfinished))
     assert "# resnet8, trained on digits" in text
+    assert "The training was not finished: these weights are those of its best epoch so far." in text
     assert "no number is known" not in text, "the teacher's is"
     assert "knowledge-distillation" not in front(text)["tags"]
     assert "model-index" not in front(text)
