@@ -354,7 +354,7 @@ def _licence(facts: Facts) -> str:
 
 def _network(facts: Facts) -> str:
     spec = facts.about["spec"]
-    return str(facts.result.get("model") or (facts.recipe and facts.recipe.student.model) or spec["name"])
+    return _named(str(facts.result.get("model") or (facts.recipe and facts.recipe.student.model) or spec["name"]))
 
 
 def _teacher(facts: Facts) -> str | None:
@@ -364,7 +364,12 @@ def _teacher(facts: Facts) -> str | None:
         return None
     if not any(OBJECTIVES.find(name).uses_teacher if name in OBJECTIVES else True for name in recipe.loss):
         return None
-    return str(recipe.teacher.model or Path(public(str(recipe.teacher.weights))).name)
+    return _named(recipe.teacher.model or Path(public(str(recipe.teacher.weights))).name)
+
+
+def _named(model: str) -> str:
+    """A network's name; of one that was given as an object, its class's."""
+    return class_of({"name": model}) if is_given(model) else model
 
 
 def _data_name(recipe: Recipe) -> str:
