@@ -386,7 +386,18 @@ def _as_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
-FREE = ("name", "out", "workers", "cache", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs", "seeds")
+FREE = (
+    "name",
+    "out",
+    "workers",
+    "cache",
+    "eval_batch_size",
+    "checkpoint_seconds",
+    "track",
+    "tensorboard",
+    "runs",
+    "seeds",
+)
 """Settings of a recipe that decide nothing of what a single training gives."""
 
 
@@ -440,7 +451,10 @@ class Recipe(Part):
             host, where they take at most a quarter of the memory that is free; the processes of a host share it.
         eval_batch_size: in evaluation, of each process.
         checkpoint_seconds: time between checkpoints inside of an epoch; there is one after every epoch in any case.
-        tensorboard: write event files.
+        track: trackers that are given the rows of metrics.jsonl: any of those that Accelerate knows (wandb, mlflow,
+            tensorboard, comet_ml, aim, clearml, dvclive, swanlab, trackio), or one of your own by dotted path. The
+            recipe is a project, each training a run of it.
+        tensorboard: true is what earlier versions called ``track: [tensorboard]``.
     """
 
     name: str = "recipe"
@@ -482,7 +496,13 @@ class Recipe(Part):
     ] = "auto"
     eval_batch_size: Positive = 256
     checkpoint_seconds: NotNegative = 60.0
-    tensorboard: bool = True
+    track: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    tensorboard: bool | None = None
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in ``track``, each once, and what ``tensorboard`` stands for."""
+        return list(dict.fromkeys([*self.track, *(["tensorboard"] if self.tensorboard else [])]))
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the result (hex, 16 digits).

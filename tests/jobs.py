@@ -37,7 +37,6 @@ def recipe_of(digits: Path, out: Path, **settings: Any) -> Recipe:
         "epochs": 2,
         "batch_size": 48,
         "workers": 0,
-        "tensorboard": False,
         "optimizer": {"lr": 0.05},
         "schedule": {"name": "cosine", "warmup": 0.5},
         "out": str(out),

@@ -18,7 +18,6 @@ batch_size: 120
 optimizer: {lr: 0.05}
 schedule: {name: constant}
 workers: 0
-tensorboard: false
 teacher: {train: {loss: ce}}
 """
 

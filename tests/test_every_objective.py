@@ -79,7 +79,6 @@ def _base(digits: Path) -> dict[str, Any]:
         "epochs": EPOCHS,
         "batch_size": 12,
         "workers": 0,
-        "tensorboard": False,
         "optimizer": {"lr": 0.02, "clip": 5.0},
         "schedule": {"name": "cosine", "warmup": 0.5},
     }

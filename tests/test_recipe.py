@@ -189,7 +189,8 @@ UNDECIDING = {
     "cache": "off",
     "eval_batch_size": 3,
     "checkpoint_seconds": 9.0,
-    "tensorboard": False,
+    "track": ["wandb"],
+    "tensorboard": True,
 }
 DECIDING = {
     "data": {"path": "other"},
@@ -251,6 +252,7 @@ settings = st.fixed_dictionaries(
         "schedule": st.fixed_dictionaries({"milestones": st.lists(st.integers(1, 99), max_size=3)}),
         "runs": st.dictionaries(names, st.fixed_dictionaries({"loss": st.dictionaries(names, numbers, min_size=1)})),
         "out": names,
+        "track": st.lists(st.sampled_from(["wandb", "my_pkg:Tracker"])),
         "tensorboard": st.booleans(),
     },
 )

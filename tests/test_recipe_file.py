@@ -308,7 +308,7 @@ def test_what_is_changed_gets_a_folder_of_its_own(write):
         return load_recipe(path, overrides).folder().as_posix()
 
     assert folder() == "runs/mine"
-    assert folder("workers=0", "tensorboard=false", "checkpoint_seconds=3", "eval_batch_size=7") == "runs/mine"
+    assert folder("workers=0", "track=[wandb]", "checkpoint_seconds=3", "eval_batch_size=7") == "runs/mine"
     assert folder("cache=off") == "runs/mine"
     assert folder("epochs=3") == "runs/mine,epochs=3"
     assert folder("loss=kd", "epochs=3") == folder("epochs=3", "loss=kd") == "runs/mine,epochs=3_loss=kd"

@@ -34,6 +34,7 @@ TESTED_ELSEWHERE = {
     "cli/tables": "cli/test_table_command.py: the list says what the command table has done",
     "api/evaluate": "api/test_distill.py evaluates what it has trained",
     "api/export_onnx": "api/test_distill.py: of an interrupted training",
+    "api/int8": "cli/test_export_command.py: quantizes what a recipe's data is there for",
     "api/result": "api/test_distill.py: what a distillation gives",
     "benches/gpu": "cli/test_bench.py runs parts of it on the processor",
     "benches/coded": "cli/test_bench.py runs it and reads what it says",

@@ -108,8 +108,8 @@ def export_onnx(
             network that has no ONNX form; onnxruntime's logits differ from torch's by more than ``TOLERANCE``; a
             place that cannot be written to.
     """
-    onnx = _need("onnx")
-    _need("onnxscript")
+    onnx = need("onnx")
+    need("onnxscript")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
         raise UserError(f"opset {opset}: torch and the installed onnx write opsets {_OLDEST_OPSET} to {newest}")
@@ -152,7 +152,7 @@ def export_onnx(
     return OnnxFile(path, len(data), written, (3, *image_size), takes, difference, largest)
 
 
-def _need(package: str) -> Any:
+def need(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -162,7 +162,7 @@ def _need(package: str) -> Any:
 def _model(network: nn.Module, images: Tensor, opset: int | None, name: str) -> Any:
     """The graph as onnx.ModelProto, its weights within."""
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (images,),
@@ -188,7 +188,7 @@ def _model(network: nn.Module, images: Tensor, opset: int | None, name: str) -> 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's chatter on its own steps, which a user can do nothing about."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

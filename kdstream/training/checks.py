@@ -20,6 +20,7 @@ from kdstream.recipe import Recipe
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.networks import need_weights
 from kdstream.training.optimizer import find_optimizer
+from kdstream.training.trackers import check_trackers
 
 
 def agree_on_classes(data: settings.Data, name: str, train: ShardSet, val: ShardSet) -> None:
@@ -77,6 +78,7 @@ def check(recipe: Recipe) -> None:
         refuse_mixed(terms, training_chain(recipe, bool(asking)))
         evaluation_chain(recipe)
         find_optimizer(recipe.optimizer)
+        check_trackers(recipe)
         last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
         for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
             if wanted is None:

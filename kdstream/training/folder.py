@@ -30,6 +30,10 @@ MEASURED = "measured.json"
 """What a report looked at of a finished training."""
 ANSWERS = "answers.json"
 """What the trial of a claim found of the student's answers."""
+TRACKERS = "trackers.json"
+"""In which runs of which trackers the training stands."""
+TENSORBOARD = "tensorboard"
+"""Folder within a run's, for TensorBoard's event files."""
 KEPT = (
     RECIPE,
     "metrics.jsonl",
@@ -42,6 +46,7 @@ KEPT = (
     "student.safetensors",
     MEASURED,
     ANSWERS,
+    TRACKERS,
 )
 """The files in a training's folder."""
 

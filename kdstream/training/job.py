@@ -43,7 +43,7 @@ from kdstream.stream.language import parse_calls
 from kdstream.training.accelerator import settle
 from kdstream.training.checks import agree_on_classes, asks_teacher, check, lacking_classes
 from kdstream.training.doubts import doubts, same_images
-from kdstream.training.folder import KEPT, PEERS, locked, which_teacher
+from kdstream.training.folder import KEPT, PEERS, TENSORBOARD, locked, which_teacher
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
 from kdstream.training.networks import Teacher, make_teacher, trained_here
@@ -203,7 +203,7 @@ class Job:
     def _trainer(
         self, recipe: Recipe, folder: Path, train: ShardSet, val: ShardSet, teacher: Teacher | None
     ) -> Trainer:
-        return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop)
+        return Trainer(recipe, folder, train, val, teacher, self.accelerator, self.display, self.stop, self.recipe.name)
 
     def _train_teacher(self, teaching: Recipe, train: ShardSet, val: ShardSet) -> tuple[Path, dict[str, Any]]:
         """Train the teacher, or all of those of which the best teaches; its folder and result, whose ``note`` says of
@@ -400,6 +400,8 @@ class Job:
 
     def _tell_what_is_left_out(self, needed: bool) -> None:
         recipe, wanted = self.recipe, self.recipe.teacher
+        if recipe.tensorboard:
+            self.display.note("tensorboard: true is now track: [tensorboard]; both work")
         coded = any(call.name == "coded" for call in parse_calls(recipe.stream))
         if coded and not recipe.runs and not asks_teacher(recipe):
             self.display.note(f"coded is left out: no term of {', '.join(recipe.loss)} looks at a teacher")
@@ -567,8 +569,8 @@ def _forget(place: Path) -> None:
         remove_parts(peer.parent, KEPT)
         peer.unlink()
         peer.with_suffix(".safetensors").unlink(missing_ok=True)
-    for event in place.glob("tensorboard/events.out.tfevents.*"):
+    for event in place.glob(f"{TENSORBOARD}/events.out.tfevents.*"):
         event.unlink()
-    for empty in (*(peer.parent for peer in peers), place / PEERS, place / "tensorboard"):
+    for empty in (*(peer.parent for peer in peers), place / PEERS, place / TENSORBOARD):
         with contextlib.suppress(OSError):  # the user keeps something in it
             empty.rmdir()

@@ -34,7 +34,7 @@ from kdstream.training.clock import Clock
 from kdstream.training.distiller import Stage
 from kdstream.training.folder import KEPT, LAST, PEERS, RECIPE, Identity, locked
 from kdstream.training.metrics import MetricsLog
-from kdstream.training.networks import Teacher
+from kdstream.training.networks import Teacher, known_of
 from kdstream.training.optimizer import groups_of, make_optimizer
 from kdstream.training.results import Results
 from kdstream.training.schedule import learning_rate
@@ -42,6 +42,7 @@ from kdstream.training.setup import Setup, set_up
 from kdstream.training.state import State, for_what_is_trained, of_every_process, restore_process
 from kdstream.training.stop import StopFlag, Stopped
 from kdstream.training.sums import Sums
+from kdstream.training.trackers import Tracked, Trackers
 
 CHECK_EVERY = 20
 """Steps between looks at the losses on a GPU, where each look stalls the queue; on a CPU every step is checked."""
@@ -62,6 +63,8 @@ class Trainer:
         identity, setup, state, results, sums, log: which training it is, what it works with, where it stands, what it
             measures and writes, the sums of the epoch, its metrics (the first process's); made by :meth:`fit`.
         saved: whether a checkpoint of this training was read or written.
+        project: the job's name, as trackers know it; the recipe's where it is empty.
+        trackers: that are given the rows of the log, if any (the first process's).
     """
 
     recipe: Recipe
@@ -72,6 +75,7 @@ class Trainer:
     accelerator: Accelerator
     display: Display
     stop: StopFlag
+    project: str = ""
     identity: Identity = field(init=False)
     setup: Setup = field(init=False)
     state: State = field(init=False, default_factory=State)
@@ -79,6 +83,7 @@ class Trainer:
     sums: Sums = field(init=False)
     log: MetricsLog | None = field(init=False, default=None)
     saved: bool = field(init=False, default=False)
+    trackers: Trackers | None = field(init=False, default=None)
 
     @property
     def global_step(self) -> int:
@@ -105,8 +110,9 @@ class Trainer:
         with self._alone(), self._signal_over_lost_readers():
             if (finished := self._finished()) is not None:
                 return finished
-            with self.stop.listening():
+            with self.stop.listening(), contextlib.ExitStack() as at_the_end:
                 saved = self._begin()
+                self._track(at_the_end)
                 stages = self.setup.distiller.stages()
                 self._tell_where_it_begins(stages, saved)
                 while self.state.stage < len(stages):
@@ -188,12 +194,20 @@ class Trainer:
             self.display.note(f"{self.recipe.name}: {setup.note}")
         for note in setup.stream.notes:
             self.display.note(f"{self.recipe.name}: {note}")
-        self.results = Results(self.identity, setup, self.train, self.accelerator, self.display, self.state)
+        self.results = Results(
+            self.identity,
+            setup,
+            self.train,
+            self.accelerator,
+            self.display,
+            self.state,
+            known_of(self.teacher) if self.teacher is not None and setup.loss.uses_teacher else {},
+        )
         if self.accelerator.is_main_process:
             if saved is None:
                 with writing(self.folder / RECIPE):
                     write_atomic(self.folder / RECIPE, self.recipe.to_yaml().encode())
-            self.log = MetricsLog(self.folder, None if saved is None else saved["log"], self.recipe.tensorboard)
+            self.log = MetricsLog(self.folder, None if saved is None else saved["log"])
         if saved is not None:
             self.results.settle_best()
             setup.distiller.load_state_dict(saved["distiller"])
@@ -206,6 +220,17 @@ class Trainer:
             if self.state.best and self.recipe.export == "best":
                 self.results.read_best()  # as long as there is something to be done about it
         return saved
+
+    def _track(self, at_the_end: contextlib.ExitStack) -> None:
+        """Begin or continue the runs of the trackers; they end with the training, however that ends."""
+        if self.log is None or not self.recipe.trackers:
+            return
+        about = Tracked(
+            self.project or self.recipe.name, self.recipe.name, self.folder, self.identity.fingerprint, self.recipe
+        )
+        self.trackers = Trackers(about, self.display.note)
+        at_the_end.callback(self.trackers.finish)
+        self.trackers.start()
 
     def _tell_where_it_begins(self, stages: list[Stage], saved: dict[str, Any] | None) -> None:
         self.display.start_run(self.recipe.name, sum(map(self._length, stages)), self.state.epoch)
@@ -323,6 +348,8 @@ class Trainer:
         if self.log is not None:
             self.log.write("epoch", row)
             self.log.write_speed(speed)
+        if self.trackers is not None:
+            self.trackers.log()
         self.display.end_epoch(row, speed)
         if skipped := self.setup.stream.skipped:
             self.display.note(

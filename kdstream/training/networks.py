@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from kdstream.models.download import Unavailable
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.published import find
 from kdstream.models.taps import Tapped
-from kdstream.notes import about_of, taps_of
+from kdstream.notes import about_of, architecture, taps_of
 from kdstream.tap_names import spelled_out
 
 
@@ -43,6 +43,15 @@ class Teacher:
     std: tuple[float, float, float] | None
     hash: str
     note: str | None = None
+
+
+def known_of(teacher: Teacher) -> dict[str, Any]:
+    """What a student's export says of its teacher: ``model``, and ``top1`` (percent) where the teacher's own export has
+    it."""
+    about = about_of(teacher.network)
+    top1 = ((about.get("extra") or {}).get("result") or {}).get("top1")
+    named = {"model": teacher.settings.model or architecture(teacher.network)}
+    return named if top1 is None else {**named, "top1": top1}
 
 
 class Converted(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Results:
         accelerator: of all processes.
         display: shows evaluations, and says what was exported.
         state: where it stands; its ``best`` and ``last_row`` are written here.
+        taught_by: what an export says of the teacher; empty where none is looked at.
     """
 
     identity: Identity
@@ -48,6 +49,7 @@ class Results:
     accelerator: Accelerator
     display: Display
     state: State
+    taught_by: Mapping[str, Any] = field(default_factory=dict)
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -165,7 +167,10 @@ class Results:
             "mean": self.train.mean,
             "std": self.train.std,
             "image_size": tuple(self.setup.probe.image.shape[-2:]),
-            "extra": {"recipe": self.identity.recipe.shown()},
+            "extra": {
+                "recipe": self.identity.recipe.shown(),
+                **({"teacher": dict(self.taught_by)} if self.taught_by else {}),
+            },
         }
 
     def read_best(self) -> dict[str, dict[str, Tensor]]:

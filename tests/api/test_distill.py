@@ -16,7 +16,7 @@ import kdstream as kd
 from kdstream.display.progress import Display
 from kdstream.hashing import weights_hash
 
-FEW = {"epochs": 1, "batch_size": 60, "workers": 0, "tensorboard": False, "cpu": True, "show": False}
+FEW = {"epochs": 1, "batch_size": 60, "workers": 0, "cpu": True, "show": False}
 FEW |= {"stream": "decode | augment(cifar, pad=1, flip=false)", "optimizer": {"lr": 0.1}}
 
 

@@ -34,7 +34,6 @@ def test_evaluation_of_an_export_gives_what_its_training_reported(run_verb, digi
             "batch_size": 30,
             "eval_batch_size": 77,
             "workers": 0,
-            "tensorboard": False,
             "out": str(tmp_path / "trained"),
         },
         "test",

@@ -56,7 +56,6 @@ def write(digits, tmp_path, monkeypatch):
             "epochs": 1,
             "batch_size": 60,
             "workers": 0,
-            "tensorboard": False,
         }
         (tmp_path / "r.yaml").write_text(yaml.safe_dump({**base, **settings}, sort_keys=False))
         return "r.yaml"

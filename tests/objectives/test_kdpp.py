@@ -130,7 +130,6 @@ def test_a_training_measures_the_class_means_first(digits, tmp_path):
             "epochs": 1,
             "batch_size": 48,
             "workers": 0,
-            "tensorboard": False,
             "optimizer": {"lr": 0.05},
         },
         "test",

@@ -11,7 +11,7 @@ from kdstream.training.deployed import read_deployed
 
 
 def test_a_network_of_the_teachers_parts_comes_out_of_the_last_checkpoint_and_the_best(digits, tmp_path):
-    few = {"epochs": 1, "batch_size": 60, "workers": 0, "tensorboard": False, "cpu": True, "show": False}
+    few = {"epochs": 1, "batch_size": 60, "workers": 0, "cpu": True, "show": False}
     teacher = kd.models.build("resnet8", 10)
     run = kd.distill(digits, student="resnet8", teacher=teacher, loss="simkd", out=tmp_path / "run", **few)
     exported = load_student(run)

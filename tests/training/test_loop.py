@@ -40,7 +40,6 @@ def recipe_of(digits, **settings):
         "epochs": 2,
         "batch_size": 48,
         "workers": 0,
-        "tensorboard": False,
         "optimizer": {"lr": 0.1},
         "schedule": {"name": "cosine", "warmup": 0.5},
     }

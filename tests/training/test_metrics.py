@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdstream.errors import DiskError, UserError
-from kdstream.training import metrics
 from kdstream.training.metrics import MetricsLog, read_metrics, read_speed
 
 
@@ -24,7 +23,7 @@ def epoch_row(epoch: int, **more) -> dict:
 
 
 def write_epochs(folder, epochs, position=None) -> dict:
-    with MetricsLog(folder, position, tensorboard=False) as log:
+    with MetricsLog(folder, position) as log:
         for epoch in epochs:
             log.write("epoch", epoch_row(epoch))
             log.write_speed({"epoch": epoch, "images_per_s": 100.5})
@@ -32,7 +31,7 @@ def write_epochs(folder, epochs, position=None) -> dict:
 
 
 def test_rows_come_back_in_order_with_their_keys_in_order(tmp_path):
-    with MetricsLog(tmp_path, None, tensorboard=False) as log:
+    with MetricsLog(tmp_path, None) as log:
         log.write("epoch", {"phase": "main", "loss": 0.1, "a": 1, "loss/kd": 1e-300})
         log.write_speed({"seconds": 2.5})
     assert (tmp_path / "metrics.jsonl").read_text() == (
@@ -45,14 +44,14 @@ def test_rows_come_back_in_order_with_their_keys_in_order(tmp_path):
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_every_finite_float_survives_exactly(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("log")
-    with MetricsLog(folder, None, tensorboard=False) as log:
+    with MetricsLog(folder, None) as log:
         log.write("epoch", {"loss": value})
     assert read_metrics(folder)[0]["loss"] == value
 
 
 def test_non_finite_is_null_and_foreign_scalars_are_plain(tmp_path):
     values = [float("nan"), float("inf"), -np.inf, torch.tensor(float("nan"))]
-    with MetricsLog(tmp_path, None, tensorboard=True) as log:
+    with MetricsLog(tmp_path, None) as log:
         for value in values:
             log.write("epoch", {"step": 1, "loss": value, "n": np.int64(3), "t": torch.tensor(0.5), "name": "müde"})
     text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
@@ -92,7 +91,7 @@ def test_fresh_log_empties_the_folder(tmp_path):
 def test_rows_outlive_a_killed_process(tmp_path):
     code = (
         "import os, signal, sys; from kdstream.training.metrics import MetricsLog\n"
-        "log = MetricsLog(sys.argv[1], None, tensorboard=False); log.write('epoch', {'step': 3})\n"
+        "log = MetricsLog(sys.argv[1], None); log.write('epoch', {'step': 3})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -112,13 +111,13 @@ def test_record_that_is_not_the_checkpoints_is_refused_and_left_alone(tmp_path, 
     speed = (tmp_path / "speed.jsonl").read_bytes() + b"later\n"
     (tmp_path / "speed.jsonl").write_bytes(speed)
     with pytest.raises(UserError, match=r"metrics\.jsonl.*put it back"):
-        MetricsLog(tmp_path, position, tensorboard=False)
+        MetricsLog(tmp_path, position)
     assert (tmp_path / "speed.jsonl").read_bytes() == speed
 
 
 def test_position_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not say where"):
-        MetricsLog(tmp_path, {"bytes": 3}, tensorboard=False)
+        MetricsLog(tmp_path, {"bytes": 3})
 
 
 @given(cut=st.integers(0, 200))
@@ -146,49 +145,6 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 def test_no_file_no_rows(tmp_path):
     assert read_metrics(tmp_path) == []
     assert read_speed(tmp_path / "nowhere") == []
-
-
-def board(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    return {tag: [(e.step, round(e.value, 4)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def test_tensorboard_has_grouped_curves_without_what_was_lost(tmp_path):
-    with MetricsLog(tmp_path, None) as log:
-        log.write("epoch", {"phase": "fitnet.hint", "epoch": 0, "step": 5, "loss": 9.0})
-        log.write("epoch", {"phase": "main", "epoch": 0, "step": 10, "lr": 0.5, "loss": 1.0, "loss/kd": 0.5})
-        log.write_speed({"step": 10, "images_per_s": 100.0})
-        position = log.position
-        log.write("epoch", {"phase": "main", "epoch": 1, "step": 20, "loss": 77.0})
-    with MetricsLog(tmp_path, position) as log:
-        log.write("epoch", {"phase": "main", "epoch": 1, "step": 20, "loss": 2.0, "val/top1": None})
-        log.write_speed({"images_per_s": 200.0})
-    assert board(tmp_path) == {
-        "fitnet.hint/loss/total": [(5, 9.0)],
-        "lr": [(10, 0.5)],
-        "loss/total": [(10, 1.0), (20, 2.0)],
-        "loss/kd": [(10, 0.5)],
-        "speed/images_per_s": [(10, 100.0), (20, 200.0)],
-    }
-
-
-def test_fresh_log_drops_the_old_curves(tmp_path):
-    for loss in (1.0, 2.0):
-        with MetricsLog(tmp_path, None) as log:
-            log.write("epoch", {"step": 3, "loss": loss})
-    assert board(tmp_path) == {"loss/total": [(3, 2.0)]}
-
-
-def test_tensorboard_is_imported_only_when_used(tmp_path):
-    code = (
-        "import sys; from kdstream.training.metrics import MetricsLog\n"
-        "MetricsLog(sys.argv[1], None, tensorboard=False).write('epoch', {'step': 1})\n"
-        "sys.exit('torch.utils.tensorboard' in sys.modules or 'tensorboard' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
 
 
 # --- a disk without room
@@ -239,7 +195,7 @@ def append(log, kind, epoch):
 def test_a_row_is_written_whole_or_not_at_all(disk, tmp_path, name, room, stuck):
     """``stuck``: the part that was written cannot be cut off at once either."""
     folder = tmp_path
-    log = MetricsLog(folder, tensorboard=False)
+    log = MetricsLog(folder)
     for epoch in range(2):
         append(log, name, epoch)
     whole = (folder / name).read_bytes()
@@ -257,7 +213,7 @@ def test_a_row_is_written_whole_or_not_at_all(disk, tmp_path, name, room, stuck)
     rows = [row["epoch"] for row in (read_metrics if name == "metrics.jsonl" else read_speed)(folder)]
     assert rows == [0, 1, 3]
     log.close()
-    MetricsLog(folder, before, tensorboard=False).close()
+    MetricsLog(folder, before).close()
     assert (folder / name).read_bytes() == whole
 
 
@@ -272,7 +228,7 @@ def test_an_interrupt_within_a_row_leaves_none_of_it(monkeypatch, disk, tmp_path
         io.FileIO.write(self, memoryview(data)[:7])
         raise KeyboardInterrupt
 
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         append(log, "metrics.jsonl", 0)
         with monkeypatch.context() as patch:
             patch.setattr(Disk, "write", interrupt)
@@ -280,33 +236,6 @@ def test_an_interrupt_within_a_row_leaves_none_of_it(monkeypatch, disk, tmp_path
                 append(log, "metrics.jsonl", 1)
         append(log, "metrics.jsonl", 2)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 2]
-
-
-def test_curves_without_room_are_an_error_at_once_and_leave_whole_records(disk, tmp_path):
-    """TensorBoard's own writer would tell a thread, which nobody asks."""
-    log = MetricsLog(tmp_path)
-    log.write("epoch", {"step": 1, "loss": 1.0})
-    disk.room = len('{"kind": "epoch", "step": 2, "loss": 2.0}\n') + 10
-    with pytest.raises(DiskError, match=r"cannot write .*tfevents.*: No space left on device"):
-        log.write("epoch", {"step": 2, "loss": 2.0})
-    disk.room = None
-    log.write("epoch", {"step": 3, "loss": 3.0})
-    log.close()
-    assert board(tmp_path) == {"loss/total": [(1, 1.0), (3, 3.0)]}
-
-
-def test_a_clock_that_goes_back_does_not_mix_up_the_curves(monkeypatch, tmp_path):
-    position, seconds = None, 2_000_000_000
-    for step in (1, 2, 3):
-        monkeypatch.setattr(metrics.time, "time", lambda now=float(seconds): now)
-        with MetricsLog(tmp_path, position) as log:
-            log.write("epoch", {"step": step, "loss": float(step)})
-            position = log.position
-            log.write("epoch", {"step": step + 1, "loss": 99.0})  # lost
-        seconds -= 1000
-    names = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
-    assert [int(name.split(".")[3]) for name in names] == [2_000_000_000, 2_000_000_001, 2_000_000_002]
-    assert board(tmp_path)["loss/total"][:3] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_in_a_line(tmp_path):
@@ -318,7 +247,7 @@ def test_a_folder_that_cannot_be_written_to_is_said_in_a_line(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_a_real_full_device(tmp_path):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path) as log:
         (tmp_path / "speed.jsonl").unlink()
         (tmp_path / "speed.jsonl").symlink_to("/dev/full")
         log._speed._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115

@@ -80,7 +80,7 @@ def test_a_best_pt_of_something_else_is_refused(tmp_path, change, message):
 
 def test_the_students_best_epoch_stands_in_for_a_cohorts(tmp_path):
     rows = [("fitnet.hint", 90, 10), ("main", 40, 70), ("main", 55, 60), ("main", 50, 80), ("main", 99, 99)]
-    with MetricsLog(tmp_path, None, tensorboard=False) as log:
+    with MetricsLog(tmp_path, None) as log:
         for epoch, (phase, student, peer) in enumerate(rows, 1):
             row = {"phase": phase, "epoch": epoch, "step": epoch, "val/top1": student, "val/peer1/top1": peer}
             log.write("epoch", row)

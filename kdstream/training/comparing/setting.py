@@ -229,7 +229,6 @@ def completed(setting: Setting, image_size: tuple[int, int] | None) -> Setting:
         warmup = min(2.0, settings["epochs"] / 20) if isinstance(settings["epochs"], int) else 0.0
         settings["schedule"] = {"name": "cosine", "warmup": round(warmup, 2)}
         notes.append(f"schedule={{name: cosine, warmup: {round(warmup, 2):g}}}")
-    settings.setdefault("tensorboard", False)
     return Setting(setting.name, settings, setting.own_losses, setting.coded, tuple(notes), not small)
 
 
