@@ -22,7 +22,7 @@ from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
 from kdstream.stream.boxes import WAY, BoxReader, cut_while_decoding
 from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
-from kdstream.stream.coding_plan import alone
+from kdstream.stream.kept import alone
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
