@@ -115,6 +115,7 @@ def make_kept(
     world: int = 1,
     share: Callable[[Any], list[Any]] = alone,
     after_chunk: Callable[[], None] = lambda: None,
+    told: str = "",
 ) -> Path:
     """The file that is kept for a data set: found where it was made before, else made by all processes together.
 
@@ -129,6 +130,7 @@ def make_kept(
         rank, world: of this process among those that call this function together.
         share: gives every process the values of all of them, by rank.
         after_chunk: called by all processes after each has made a chunk; what it raises ends the making.
+        told: what a person is told before the making begins.
 
     Raises:
         UserError: what ``rows`` raises; a folder that cannot be written, or has too little room.
@@ -185,9 +187,10 @@ def make_kept(
         return len(data) // width
 
     counts = [stop - start for start, stop in map(layout.bounds, missing)]
-    bars = conversion_progress(
-        Console(stderr=True, quiet=rank > 0), {kind.name: len(dataset)}, [len(dataset) - sum(counts)]
-    )
+    console = Console(stderr=True, quiet=rank > 0)
+    if missing and told:
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+    bars = conversion_progress(console, {kind.name: len(dataset)}, [len(dataset) - sum(counts)])
     with bars as (start, update):
         start()
         done = 0

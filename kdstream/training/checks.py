@@ -17,6 +17,7 @@ from kdstream.models.given import is_given
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
+from kdstream.stream.answers import wants_answers
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.networks import need_weights
 from kdstream.training.optimizer import find_optimizer
@@ -74,7 +75,9 @@ def check(recipe: Recipe) -> None:
         if not any(term.in_main for _, _, term in terms):
             names = ", ".join(name for name, _, _ in terms)
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
-        refuse_mixed(terms, training_chain(recipe, bool(asking)))
+        chain = training_chain(recipe, bool(asking))
+        refuse_mixed(terms, chain)
+        wants_answers(chain)
         evaluation_chain(recipe)
         find_optimizer(recipe.optimizer)
         last = recipe.assistants[-1] if recipe.assistants else recipe.teacher

@@ -156,9 +156,9 @@ class Trainer:
             raise Stopped(where, self.stop.signal) from lost
 
     def _stop_between_chunks(self) -> None:
-        """Asked between the chunks of what is decoded, or of a coding plan; all processes ask together."""
+        """Asked between the chunks of what is decoded or kept by the sample; all processes ask together."""
         if self._any(self.stop.signal is not None):
-            where = f"{self.recipe.name}: what there is of a coding plan is kept"
+            where = f"{self.recipe.name}: what there is of a coding plan or of teacher answers is kept"
             raise Stopped(where, self.stop.signal or signal.SIGTERM)
 
     def _finished(self) -> dict[str, Any] | None:

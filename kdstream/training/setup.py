@@ -183,6 +183,7 @@ def _answering_teacher(
         "teacher_mean": teacher.mean or train.mean,
         "teacher_std": teacher.std or train.std,
         "teacher_hash": network_name(plain, teacher.hash),
+        "teacher_taps": network.paths,
         "precision": recipe.precision,
     }
     return network, given
@@ -361,8 +362,12 @@ def probes(
 
 
 def uncoded(chain: Chain) -> Chain:
-    """The chain without ``coded``; the teacher answers for each image as if that were the version chosen."""
+    """The chain without ``coded`` and without kept answers; the teacher answers for each image as if that were the
+    version chosen."""
     stages = [stage for stage in chain.stages if stage.role != "coded"]
+    for place, stage in enumerate(stages):
+        if stage.role == "teacher" and "cache" in stage.settings:
+            stages[place] = replace(stage, settings={**stage.settings, "cache": "off"})
     if len(stages) < len(chain.stages):
         stages.insert([stage.role for stage in stages].index("teacher"), _offer_originals)
     return Chain(tuple(stages))
