@@ -221,8 +221,8 @@ class Model(Part):
         return value
 
 
-class Teacher(Model):
-    """The teacher: like the student, and
+class OneTeacher(Model):
+    """One teacher: like the student, and
 
     Attributes:
         train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
@@ -250,6 +250,36 @@ class Teacher(Model):
         if self.seeds is not None and self.train is None:
             raise ValueError("seeds says how many are trained to choose from, and nothing trains it: set train")
         return self
+
+
+class Teacher(OneTeacher):
+    """The teacher, or the first of several, which answer together by the mean of their probabilities.
+
+    Attributes:
+        others: the other teachers; ``teacher: [a, b]`` says the same in short. Logits are the log of the mean of all
+            softmaxes, taken at temperature 1: a term of temperature T sees its power 1/T, normalised. Features, and the
+            classifier that some objectives reuse, are those of the first.
+    """
+
+    others: list[OneTeacher] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if not value:
+            raise ValueError("the list of teachers is empty: name one or more")
+        first, *others = value
+        first = model_of(first) if isinstance(first, str) else first
+        if others and not isinstance(first, Mapping):
+            raise ValueError("a teacher is a name, a file, or a group of settings")
+        return {**first, "others": others} if others else first
+
+    def each(self) -> list[Teacher]:
+        """All of them, each by itself."""
+        found = [self, *(self.others or ())]
+        return [Teacher.model_validate({**one.model_dump(), "others": None}) for one in found]
 
 
 class Assistant(Model):
@@ -513,6 +543,9 @@ class Recipe(Part):
             for part in deciding[group] if isinstance(deciding[group], list) else [deciding[group]]:
                 if part is not None and part[key] is None:
                     del part[key]
+        for other in (deciding["teacher"] or {}).get("others") or []:
+            if is_url(other["weights"]):
+                other["weights"] = public(other["weights"])
         for role in ("teacher", "student"):
             if is_url(weights := (deciding[role] or {}).get("weights")):
                 deciding[role]["weights"] = public(weights)
@@ -552,6 +585,7 @@ _LATER = (
     *(("data", key) for key in ("num_classes", *ALTERING, "hold_out", "order")),
     ("teacher", "classes"),
     ("teacher", "seeds"),
+    ("teacher", "others"),
     ("student", "classes"),
     ("assistants", "classes"),
 )
@@ -674,9 +708,10 @@ def _explain(error: ValidationError) -> str:
 
 
 def _part_class(annotation: Any) -> Any:
+    """The group of settings that a type names; None: it names none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(kind for kind in annotation.__args__ if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(filter(None, map(_part_class, getattr(annotation, "__args__", ()))), None)
 
 
 def public_quoted(text: str) -> str:

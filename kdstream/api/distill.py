@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def distill(
     data: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     student: str | nn.Module | Mapping[str, Any] | os.PathLike[str] | None = None,
-    teacher: str | nn.Module | Mapping[str, Any] | os.PathLike[str] | None = None,
+    teacher: str | nn.Module | Mapping[str, Any] | os.PathLike[str] | Sequence[Any] | None = None,
     loss: str | Mapping[str, Any] | None = None,
     recipe: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -53,7 +53,8 @@ def distill(
         teacher: a name, of a network that is trained on the labels first; weights (a file, the folder of a run, an
             earlier result, ``published:wrn_40_2@cifar100``); a recipe's ``teacher``; or a trained module, which answers
             for the data's classes in their order and takes images standardised as the data says, unless
-            ``teacher={"model": module, "mean": ..., "std": ...}`` says otherwise.
+            ``teacher={"model": module, "mean": ..., "std": ...}`` says otherwise. A list: several, which answer
+            together by the mean of their probabilities.
         loss: a recipe's: ``"ce"``, ``{"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}}``. Default: cross-entropy and
             KD, half each, where there is a teacher.
         recipe: a recipe's file or name, which all this is laid over.
@@ -79,7 +80,9 @@ def distill(
         modules: dict[str, nn.Module] = {}
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
-                laid[role] = _network(network, role, stack, modules)
+                several = role == "teacher" and isinstance(network, list | tuple)
+                each = [_network(one, role, stack, modules) for one in (network if several else [network])]
+                laid[role] = each if several else each[0]
         wanted = _recipe(laid, recipe, out)
         accelerator = _accelerator(cpu, wanted.precision)
         with Display(enabled=show and accelerator.is_main_process) as display:

@@ -80,10 +80,9 @@ def check(recipe: Recipe) -> None:
         wants_answers(chain)
         evaluation_chain(recipe)
         find_optimizer(recipe.optimizer)
-        last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
-        for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
-            if wanted is None:
-                continue
+        teachers = [] if recipe.teacher is None or recipe.assistants else recipe.teacher.each()
+        above = [("assistant", one) for one in recipe.assistants[-1:]] or [("teacher", one) for one in teachers]
+        for role, wanted in (("student", recipe.student), *above):
             need_weights(wanted, role)
             if wanted.model is not None:
                 _check_model(wanted.model, wanted.options)
