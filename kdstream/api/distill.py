@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from kdstream.addresses import is_published, is_url, public
+from kdstream.addresses import is_url, public
 from kdstream.api.result import Result
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
+from kdstream.models import from_hf
 from kdstream.models.given import given, is_given
 from kdstream.recipe import Recipe, make_recipe, model_of
 from kdstream.recipe_file import find_recipe, lay, read_recipe, with_bases
@@ -102,7 +103,7 @@ def _network(network: Any, role: str, stack: contextlib.ExitStack, modules: dict
         group = dict(network)
     elif isinstance(network, str) and not Path(network).is_dir():
         group = dict(model_of(network))
-        if role == "teacher" and not is_published(network) and "weights" not in group:
+        if role == "teacher" and "weights" not in group and not network.startswith(from_hf.PREFIX):
             group["train"] = {}
     elif isinstance(network, str | os.PathLike):
         group = {"weights": os.fspath(network)}

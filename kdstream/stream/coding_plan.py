@@ -17,7 +17,7 @@ import torch
 
 from kdstream.batch import Batch
 from kdstream.data.shards import ShardSet
-from kdstream.stream.kept import CHECKED, Kind, alone, damaged, in_order, make_kept, read_kept
+from kdstream.stream.kept_rows import CHECKED, Kind, alone, damaged, in_order, make_kept, read_kept
 from kdstream.stream.plan import Plan
 
 ORIGINAL = 255
@@ -91,7 +91,7 @@ def make_plan(
         key: of the plan.
         layout: which samples form which chunk: the plan, in natural order, of the stream that ``choose`` reads.
         choose: chunk numbers -> a batch with ``quality`` for each, in the data set's order.
-        rank, world, share, after_chunk: see :func:`kdstream.stream.kept.make_kept`.
+        rank, world, share, after_chunk: see :func:`kdstream.stream.kept_rows.make_kept`.
 
     Returns:
         uint8 [len(dataset)].

@@ -19,7 +19,7 @@ from kdstream.stream.augment import central
 from kdstream.stream.cache import Decoded, loader_of
 from kdstream.stream.coded import hkl
 from kdstream.stream.coding_plan import PlanKey, load_plan, make_plan
-from kdstream.stream.kept import CHUNK, alone
+from kdstream.stream.kept_rows import CHUNK, alone
 from kdstream.stream.loader import Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, Stage

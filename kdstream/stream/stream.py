@@ -20,10 +20,9 @@ from kdstream.data.faults import Faults, allowed_share
 from kdstream.data.listing import Listing, open_to_go_through
 from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
-from kdstream.stream.answers import with_answers
 from kdstream.stream.boxes import WAY, BoxReader, cut_while_decoding
 from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
-from kdstream.stream.kept import alone
+from kdstream.stream.kept_rows import alone
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
@@ -36,6 +35,7 @@ from kdstream.stream.sequential import (
     without_kept,
 )
 from kdstream.stream.stage import Chain
+from kdstream.stream.teacher_answers import with_answers
 
 if TYPE_CHECKING:
     from kdstream.convert.split import Source

@@ -37,8 +37,8 @@ def teacher(
         mean, std: by channel, of images in [0,1], as the teacher was trained.
         cache: "auto", in a :class:`~kdstream.stream.stream.Stream`: the teacher answers once for every sample, and what
             it says (float32 logits, and features of one vector a sample) is kept beside the shards
-            (:mod:`kdstream.stream.answers`), by all that it depends on: a run that finds it makes no teacher pass. That
-            is for fixed views: no stage before it may draw at random. "off": it answers for every view anew.
+            (:mod:`kdstream.stream.teacher_answers`), by all that it depends on: a run that finds it makes no teacher
+            pass. That is for fixed views: no stage before it may draw at random. "off": it answers for every view anew.
     """
     if isinstance(model, nn.Module):
         model.eval()

@@ -17,9 +17,9 @@ from kdstream.models.given import is_given
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
-from kdstream.stream.answers import wants_answers
+from kdstream.stream.teacher_answers import wants_answers
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
-from kdstream.training.networks import need_weights
+from kdstream.training.networks import can_learn, need_weights
 from kdstream.training.optimizer import find_optimizer
 
 
@@ -82,6 +82,7 @@ def check(recipe: Recipe) -> None:
         find_optimizer(recipe.optimizer)
         teachers = [] if recipe.teacher is None or recipe.assistants else recipe.teacher.each()
         above = [("assistant", one) for one in recipe.assistants[-1:]] or [("teacher", one) for one in teachers]
+        can_learn(recipe.student)
         for role, wanted in (("student", recipe.student), *above):
             need_weights(wanted, role)
             if wanted.model is not None:

@@ -16,7 +16,7 @@ from kdstream.batch import SMALLEST_STD, Outputs
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
-from kdstream.models import build
+from kdstream.models import build, from_hf
 from kdstream.models.download import Unavailable
 from kdstream.models.ensemble import Ensemble, within_first
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
@@ -97,6 +97,7 @@ def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str
     Raises:
         UserError: no model named; weights that do not fit, are for other classes, or are not finite.
     """
+    can_learn(wanted)
     if wanted.weights is not None:
         need_weights(wanted, "student")
         with _named("student"):
@@ -112,6 +113,16 @@ def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str
     if wanted.model is None:
         raise UserError("student.model is missing: name a network, such as student=resnet20")
     return build(wanted.model, num_classes, **wanted.options)
+
+
+def can_learn(student: settings.Model) -> None:
+    """That a network can be a student.
+
+    Raises:
+        UserError: its export could not be rebuilt without its library's repository.
+    """
+    if (student.model or "").startswith(from_hf.PREFIX):
+        raise UserError(f"student {student.model}: networks of transformers only teach; timm has most of them")
 
 
 def make_teacher(

@@ -23,12 +23,13 @@ from kdstream.hashing import network_name
 from kdstream.models import build
 from kdstream.models.pretrained import without_weights
 from kdstream.models.taps import Tapped
-from kdstream.notes import about_of, architecture
+from kdstream.notes import about_of, architecture, taps_of
 from kdstream.objectives import Loss, Task, parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
+from kdstream.tap_names import TWO_HEADS
 from kdstream.training.average import averaged
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.distiller import Distiller, Stage
@@ -239,7 +240,8 @@ def prepare(
     network = loss.adapt(network, None if teacher is None else teacher.module, probe.image, build)
     if recipe.sync_batchnorm and world > 1:  # before taps listen to a layer that would be replaced
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    student = tapped(network, loss.student_taps, wanted)
+    heads = TWO_HEADS if set(TWO_HEADS) <= set(taps_of(network)) else ()
+    student = tapped(network, [*loss.student_taps, *heads], wanted)
     with torch.no_grad(), fitting(f"student {architecture(network)}", probe.image.shape):
         student_outputs = student.eval()(probe.image).detach()
     asked: Tapped | Converted | None = teacher

@@ -399,7 +399,7 @@ def test_several_teachers_one_given_and_one_trained(digits, tmp_path, capsys):
     assert "teacher resnet8 + resnet14" in text.getvalue()
     told = json.loads((tmp_path / "runs" / "kd" / "teacher.json").read_text())
     first, second = (kd.load_teacher(path) for path in (tmp_path / "given", kept))
-    stream = kd.Stream(f"{digits}/test", 240, train=False) | "decode"
+    stream = kd.Stream(f"{digits}/val", 240, train=False) | "decode"
     right = 0
     for batch in stream:
         images = batch.image.float() / 255

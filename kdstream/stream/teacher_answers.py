@@ -24,7 +24,7 @@ from kdstream.hashing import Unnamed
 from kdstream.stream.cache import SHARE, Decoded
 from kdstream.stream.coded import Random
 from kdstream.stream.coding_plan import ORIGINAL, quality_bytes
-from kdstream.stream.kept import CHUNK, Kind, alone, in_order, kept_folder, make_kept, read_kept
+from kdstream.stream.kept_rows import CHUNK, Kind, alone, in_order, kept_folder, make_kept, read_kept
 from kdstream.stream.plan import Plan
 from kdstream.stream.planning import passed, selector_name, shares, teacher_name, view_name
 from kdstream.stream.stage import Chain, Stage, batch_stage

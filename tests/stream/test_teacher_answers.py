@@ -1,4 +1,4 @@
-"""answers: what is kept is what the teacher says, is found again, and is refused where no view comes again."""
+"""teacher_answers: what is kept is what the teacher says, is found again, and is refused where no view comes again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
-from kdstream.stream import answers
+from kdstream.stream import teacher_answers
 from kdstream.stream.stage import Chain
 
 NO_PASS = "the teacher is asked, though what it says is kept"
@@ -164,13 +164,13 @@ def test_a_training_by_two_processes_one_of_which_died(folder, tmp_path):  # noq
 def _die_after_a_chunk(recipe):
     import os
 
-    answers.CHUNK = 60
-    make = answers.make_kept
+    teacher_answers.CHUNK = 60
+    make = teacher_answers.make_kept
 
     def once(*args, after_chunk, **settings):
         return make(*args, after_chunk=lambda: os._exit(9), **settings)
 
-    answers.make_kept = once
+    teacher_answers.make_kept = once
     run(recipe)
 
 
@@ -179,8 +179,8 @@ def _run_here(recipe, made):
 
     from jobs import _run_here as train
 
-    answers.CHUNK = 60
-    make = answers.make_kept
+    teacher_answers.CHUNK = 60
+    make = teacher_answers.make_kept
 
     def looked(dataset, *args, **settings):
         found = list(Path(dataset.path).glob("*.answers-*.parts/*"))
@@ -188,5 +188,5 @@ def _run_here(recipe, made):
             Path(made).write_text("".join(f"{path.name} {path.stat().st_mtime_ns}\n" for path in found))
         return make(dataset, *args, **settings)
 
-    answers.make_kept = looked
+    teacher_answers.make_kept = looked
     train(recipe)

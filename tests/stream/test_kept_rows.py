@@ -1,4 +1,4 @@
-"""kept: rows of several bytes, in the order of the samples; what has no room is not begun. Plans test the rest."""
+"""kept_rows: rows of several bytes, in the order of the samples; what has no room is not begun. Plans test the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from test_coding_plan import Numbers
 
 from kdstream.errors import UserError
-from kdstream.stream.kept import Kind, make_kept, read_kept
+from kdstream.stream.kept_rows import Kind, make_kept, read_kept
 from kdstream.stream.plan import Plan
 
 KIND = Kind("list of pairs", "pairs", "pairs=auto", "pairs=off")
