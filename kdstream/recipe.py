@@ -402,6 +402,19 @@ class Schedule(Part):
         return self
 
 
+class EarlyStop(Part):
+    """When a training ends before its last epoch.
+
+    Attributes:
+        patience: so many evaluations in a row (``eval_every``) without a better top-1 on the validation split end the
+            main phase.
+        min_delta: percentage points by which a top-1 must exceed the best one before it to be better.
+    """
+
+    patience: Positive
+    min_delta: NotNegative = 0.0
+
+
 def _seeds(value: Any) -> Any:
     several = isinstance(value, list) and value
     whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (value if several else [value]))
@@ -416,7 +429,10 @@ def _as_loss(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
-FREE = ("name", "out", "workers", "cache", "eval_batch_size", "checkpoint_seconds", "tensorboard", "runs", "seeds")
+FREE = (
+    *("name", "out", "workers", "cache", "eval_batch_size", "checkpoint_gradients", "checkpoint_seconds"),
+    *("tensorboard", "runs", "seeds"),
+)
 """Settings of a recipe that decide nothing of what a single training gives."""
 
 
@@ -442,13 +458,17 @@ class Recipe(Part):
         optimizer, schedule: see their classes.
         eval_every: epochs from one evaluation to the next; the last epoch of all is always evaluated. The best epoch is
             one of those.
+        early_stop: see its class; None = all epochs. The network that would be exported counts. Like ``export: best``,
+            it chooses by the validation split: ``data.hold_out`` holds out one to choose by.
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
             --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.
         sync_batchnorm: BatchNorm of student and terms over the batch of all processes (torch's SyncBatchNorm, for GPUs)
             instead of each process's slice; of no effect with one process.
         channels_last: keep images and weights in that memory format, which suits GPUs; None = on GPUs.
-        compile: torch.compile for the teacher's forward pass.
+        compile: torch.compile for the forward passes of teacher and student.
+        checkpoint_gradients: the student's blocks keep only what enters them and compute the rest again for the
+            gradient: less memory, more time, the same result.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
             validation accuracy (which then is no longer an unbiased estimate).
         ema: decay of an exponential moving average of the student's weights, as 0.9999: at every step of the main phase
@@ -486,6 +506,7 @@ class Recipe(Part):
     relations: Literal["global", "local"] = "global"
     epochs: Positive = 240
     eval_every: Positive = 1
+    early_stop: EarlyStop | None = None
     batch_size: Positive = 64
     seed: Integer = 0
     accumulate: Positive = 1
@@ -496,6 +517,7 @@ class Recipe(Part):
     sync_batchnorm: bool = False
     channels_last: bool | None = None
     compile: bool = False
+    checkpoint_gradients: bool = False
     optimizer: Optimizer = Optimizer.model_validate({})
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"
@@ -531,6 +553,8 @@ class Recipe(Part):
             del deciding["ema"]
         if self.eval_every == 1:
             del deciding["eval_every"]
+        if self.early_stop is None:
+            del deciding["early_stop"]
         if self.relations == "global":
             del deciding["relations"]
         if not self.sync_batchnorm:
@@ -636,6 +660,8 @@ def make_recipe(settings: Mapping[str, Any], what: str) -> Recipe:
         raise UserError(f"{what}: {_explain(error)}") from None
     if recipe.export_network == "ema" and recipe.ema is None:
         raise UserError(f"{what}: export_network: there is no average of the weights: set its decay, as ema: 0.9999")
+    if recipe.compile and recipe.checkpoint_gradients:
+        raise UserError(f"{what}: compile chooses for itself what to compute again: leave checkpoint_gradients out")
     places: dict[str, str] = {}
     for name, over in recipe.runs.items():
         if not re.fullmatch(r"[\w][\w .+-]*", name):

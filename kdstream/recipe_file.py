@@ -67,7 +67,7 @@ def _suffix(name: str, changes: Sequence[str]) -> str:
 
 OF_THE_TEACHER = ("teacher", "data", "seed", "precision", "channels_last", "compile")
 """Settings that count for the teacher's training, too, where an override changes them."""
-_ALONE = ("student", "assistants", "loss", "export", "export_network", "export_all", "ema", "runs", *FREE)
+_ALONE = ("student", "assistants", "loss", "export", "export_network", "export_all", "ema", "early_stop", "runs", *FREE)
 """Settings that a teacher's training does not take from the recipe, or that decide nothing of it."""
 
 

@@ -205,6 +205,7 @@ UNDECIDING = {
     "workers": 7,
     "cache": "off",
     "eval_batch_size": 3,
+    "checkpoint_gradients": True,
     "checkpoint_seconds": 9.0,
     "tensorboard": False,
 }
@@ -221,6 +222,7 @@ DECIDING = {
     "seed": 9,
     "accumulate": 2,
     "eval_every": 2,
+    "early_stop": {"patience": 3},
     "relations": "local",
     "sync_batchnorm": True,
     "precision": "bf16",

@@ -539,7 +539,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
     # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
     alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": _uncoded(recipe.stream)}
-    alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
+    alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None, "early_stop": None}
     base = recipe.model_copy(update=alone)
     train = dict(teacher.train)
     if isinstance(train.get("stream"), str):

@@ -113,7 +113,8 @@ class Trainer:
                     stage = stages[self.state.stage]
                     module, optimizer = self._begin_stage(stage, saved)
                     saved = None  # only the phase in which the training was left continues from it
-                    for _ in range(self.state.stage_epoch, self._length(stage)):
+                    number = self.state.stage
+                    while self.state.stage == number:
                         clock = self._train_epoch(stage, module, optimizer)
                         self._end_epoch(stage, optimizer, clock)
                     self.accelerator.free_memory()
@@ -319,6 +320,13 @@ class Trainer:
         measured = (main and last) or (state.stage_epoch + 1) % self.recipe.eval_every == 0
         rate = self._rate(stage, 1.0)
         row = self.results.end_epoch(self.sums, stage.name, rate, main, measured, lambda: self._advice(stage))
+        if main and measured and self.results.is_enough() and not last:
+            last = True
+            waited, top1 = self.state.stalled["count"], self.state.stalled["top1"]
+            self.display.note(
+                f"{self.recipe.name}: stops early, after epoch {row['epoch']}: {waited} evaluations without a better "
+                f"top-1 than {top1:.2f} %"
+            )
         speed = clock.row(row["epoch"])
         if self.log is not None:
             self.log.write("epoch", row)

@@ -34,6 +34,7 @@ from kdstream.training.average import averaged
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.networks import Converted, Teacher, make_student, tapped
+from kdstream.training.recompute import checkpoint_blocks
 
 
 @dataclass
@@ -157,6 +158,10 @@ def set_up(
     distiller = Distiller(student, loss, layout).to(device).to(memory_format=layout)
     deployed = loss.deploy(network)
     networks = {"student": deployed, **({"ema": averaged(deployed)} if recipe.ema else {}), **loss.peers()}
+    if recipe.checkpoint_gradients:  # behind the last copy that is made of it
+        checkpoint_blocks(network)
+    if recipe.compile and not rehearsal:
+        student.compile()  # in place: what evaluates and saves the plain network sees nothing of it
     return Setup(loss, stream, eval_stream, probe.to(device), larger_probe, distiller, networks, smallest, note)
 
 
