@@ -278,7 +278,7 @@ class Teacher(OneTeacher):
 
     def each(self) -> list[Teacher]:
         """All of them, each by itself."""
-        found = [self, *(self.others or ())]
+        found: list[OneTeacher] = [self, *(self.others or ())]
         return [Teacher.model_validate({**one.model_dump(), "others": None}) for one in found]
 
 

@@ -81,9 +81,10 @@ def distill(
         modules: dict[str, nn.Module] = {}
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
-                several = role == "teacher" and isinstance(network, list | tuple)
-                each = [_network(one, role, stack, modules) for one in (network if several else [network])]
-                laid[role] = each if several else each[0]
+                if role == "teacher" and isinstance(network, list | tuple):
+                    laid[role] = [_network(one, role, stack, modules) for one in network]
+                else:
+                    laid[role] = _network(network, role, stack, modules)
         wanted = _recipe(laid, recipe, out)
         accelerator = _accelerator(cpu, wanted.precision)
         with Display(enabled=show and accelerator.is_main_process) as display:

@@ -81,7 +81,8 @@ def check(recipe: Recipe) -> None:
         evaluation_chain(recipe)
         find_optimizer(recipe.optimizer)
         teachers = [] if recipe.teacher is None or recipe.assistants else recipe.teacher.each()
-        above = [("assistant", one) for one in recipe.assistants[-1:]] or [("teacher", one) for one in teachers]
+        above: list[tuple[str, settings.Model]] = [("teacher", one) for one in teachers]
+        above += [("assistant", one) for one in recipe.assistants[-1:]]
         can_learn(recipe.student)
         for role, wanted in (("student", recipe.student), *above):
             need_weights(wanted, role)

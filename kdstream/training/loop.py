@@ -38,7 +38,7 @@ from kdstream.training.networks import Teacher
 from kdstream.training.optimizer import groups_of, make_optimizer
 from kdstream.training.results import Results
 from kdstream.training.schedule import learning_rate
-from kdstream.training.setup import Setup, set_up
+from kdstream.training.setup import Setup, compiling, set_up
 from kdstream.training.state import State, for_what_is_trained, of_every_process, restore_process
 from kdstream.training.stop import StopFlag, Stopped
 from kdstream.training.sums import Sums
@@ -102,7 +102,7 @@ class Trainer:
         """
         self.recipe = settle(self.recipe, self.accelerator)
         self.identity = Identity.of(self.recipe, self.folder, self.train, self.teacher)
-        with self._alone(), self._signal_over_lost_readers():
+        with self._alone(), self._signal_over_lost_readers(), compiling(self.recipe.compile):
             if (finished := self._finished()) is not None:
                 return finished
             with self.stop.listening():

@@ -304,6 +304,25 @@ def fitting(network: str, size: Sequence[int] | None) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """What torch's compiler says where it cannot compile a network becomes one line.
+
+    Args:
+        wanted: whether the recipe asks for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"compile: torch.compile fails here ({said[:200]}): set compile=false") from error
+
+
 def _where_they_lie(labels: np.ndarray) -> Tensor:
     """The labels as a tensor without a copy: those of a mapped index are shared by all processes, and read-only."""
     with warnings.catch_warnings():

@@ -135,3 +135,14 @@ def test_a_compiled_training_learns_the_same_and_its_keys_are_plain(digits, tmp_
             assert one[part].keys() == two[part].keys()
             torch.testing.assert_close(one[part], two[part])
     torch.compiler.reset()
+
+
+def test_a_compiler_that_fails_is_one_line(digits, tmp_path, monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no g++ here\nand a page of its own")
+
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend=broken))
+    with pytest.raises(UserError, match=r"compile: torch\.compile fails here \(.*no g\+\+ here\): set compile=false"):
+        run(recipe_of(digits, tmp_path, epochs=1, student="jobs:Plain", compile=True))
+    torch.compiler.reset()
