@@ -319,8 +319,8 @@ def compiling(wanted: bool) -> Iterator[None]:
     except RuntimeError as error:
         if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"compile: torch.compile fails here ({said[:200]}): set compile=false") from error
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"compile: torch.compile fails here ({said}): set compile=false") from error
 
 
 def _where_they_lie(labels: np.ndarray) -> Tensor:
