@@ -244,7 +244,7 @@ class OneTeacher(Model):
     std: Deviations | None = None
 
     @model_validator(mode="after")
-    def _classes_are_of_weights(self) -> Teacher:
+    def _classes_are_of_weights(self) -> OneTeacher:
         if self.classes is not None and self.weights is None and self.train is not None:
             raise ValueError("classes says which outputs of given weights to take; trained here, it has the data's")
         if self.seeds is not None and self.train is None:
