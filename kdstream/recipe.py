@@ -221,8 +221,8 @@ class Model(Part):
         return value
 
 
-class Teacher(Model):
-    """The teacher: like the student, and
+class OneTeacher(Model):
+    """One teacher: like the student, and
 
     Attributes:
         train: how to train it when there are no weights: settings that replace the recipe's, for this training. Beside
@@ -244,12 +244,42 @@ class Teacher(Model):
     std: Deviations | None = None
 
     @model_validator(mode="after")
-    def _classes_are_of_weights(self) -> Teacher:
+    def _classes_are_of_weights(self) -> OneTeacher:
         if self.classes is not None and self.weights is None and self.train is not None:
             raise ValueError("classes says which outputs of given weights to take; trained here, it has the data's")
         if self.seeds is not None and self.train is None:
             raise ValueError("seeds says how many are trained to choose from, and nothing trains it: set train")
         return self
+
+
+class Teacher(OneTeacher):
+    """The teacher, or the first of several, which answer together by the mean of their probabilities.
+
+    Attributes:
+        others: the other teachers; ``teacher: [a, b]`` says the same in short. Logits are the log of the mean of all
+            softmaxes, taken at temperature 1: a term of temperature T sees its power 1/T, normalised. Features, and the
+            classifier that some objectives reuse, are those of the first.
+    """
+
+    others: list[OneTeacher] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        if not value:
+            raise ValueError("the list of teachers is empty: name one or more")
+        first, *others = value
+        first = model_of(first) if isinstance(first, str) else first
+        if others and not isinstance(first, Mapping):
+            raise ValueError("a teacher is a name, a file, or a group of settings")
+        return {**first, "others": others} if others else first
+
+    def each(self) -> list[Teacher]:
+        """All of them, each by itself."""
+        found: list[OneTeacher] = [self, *(self.others or ())]
+        return [Teacher.model_validate({**one.model_dump(), "others": None}) for one in found]
 
 
 class Assistant(Model):
@@ -372,6 +402,19 @@ class Schedule(Part):
         return self
 
 
+class EarlyStop(Part):
+    """When a training ends before its last epoch.
+
+    Attributes:
+        patience: so many evaluations in a row (``eval_every``) without a better top-1 on the validation split end the
+            main phase.
+        min_delta: percentage points by which a top-1 must exceed the best one before it to be better.
+    """
+
+    patience: Positive
+    min_delta: NotNegative = 0.0
+
+
 def _seeds(value: Any) -> Any:
     several = isinstance(value, list) and value
     whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (value if several else [value]))
@@ -387,16 +430,8 @@ def _as_loss(value: Any) -> Any:
 
 
 FREE = (
-    "name",
-    "out",
-    "workers",
-    "cache",
-    "eval_batch_size",
-    "checkpoint_seconds",
-    "track",
-    "tensorboard",
-    "runs",
-    "seeds",
+    *("name", "out", "workers", "cache", "eval_batch_size", "checkpoint_gradients", "checkpoint_seconds"),
+    *("track", "tensorboard", "runs", "seeds"),
 )
 """Settings of a recipe that decide nothing of what a single training gives."""
 
@@ -423,13 +458,17 @@ class Recipe(Part):
         optimizer, schedule: see their classes.
         eval_every: epochs from one evaluation to the next; the last epoch of all is always evaluated. The best epoch is
             one of those.
+        early_stop: see its class; None = all epochs. The network that would be exported counts. Like ``export: best``,
+            it chooses by the validation split: ``data.hold_out`` holds out one to choose by.
         accumulate: batches whose gradients are added up before each step of the optimizer.
         precision: "no" (float32), "bf16" or "fp16" (not on a CPU); None = the launcher's (``accelerate launch
             --mixed_precision``, ``accelerate config``), which is "no" where it says nothing.
         sync_batchnorm: BatchNorm of student and terms over the batch of all processes (torch's SyncBatchNorm, for GPUs)
             instead of each process's slice; of no effect with one process.
         channels_last: keep images and weights in that memory format, which suits GPUs; None = on GPUs.
-        compile: torch.compile for the teacher's forward pass.
+        compile: torch.compile for the forward passes of teacher and student.
+        checkpoint_gradients: the student's blocks keep only what enters them and compute the rest again for the
+            gradient: less memory, more time, the same result.
         export: which weights become ``student.safetensors``: those of the "last" epoch, or of the "best" one by
             validation accuracy (which then is no longer an unbiased estimate).
         ema: decay of an exponential moving average of the student's weights, as 0.9999: at every step of the main phase
@@ -470,6 +509,7 @@ class Recipe(Part):
     relations: Literal["global", "local"] = "global"
     epochs: Positive = 240
     eval_every: Positive = 1
+    early_stop: EarlyStop | None = None
     batch_size: Positive = 64
     seed: Integer = 0
     accumulate: Positive = 1
@@ -480,6 +520,7 @@ class Recipe(Part):
     sync_batchnorm: bool = False
     channels_last: bool | None = None
     compile: bool = False
+    checkpoint_gradients: bool = False
     optimizer: Optimizer = Optimizer.model_validate({})
     schedule: Schedule = Schedule()
     export: Literal["last", "best"] = "last"
@@ -521,6 +562,8 @@ class Recipe(Part):
             del deciding["ema"]
         if self.eval_every == 1:
             del deciding["eval_every"]
+        if self.early_stop is None:
+            del deciding["early_stop"]
         if self.relations == "global":
             del deciding["relations"]
         if not self.sync_batchnorm:
@@ -533,6 +576,9 @@ class Recipe(Part):
             for part in deciding[group] if isinstance(deciding[group], list) else [deciding[group]]:
                 if part is not None and part[key] is None:
                     del part[key]
+        for other in (deciding["teacher"] or {}).get("others") or []:
+            if is_url(other["weights"]):
+                other["weights"] = public(other["weights"])
         for role in ("teacher", "student"):
             if is_url(weights := (deciding[role] or {}).get("weights")):
                 deciding[role]["weights"] = public(weights)
@@ -572,6 +618,7 @@ _LATER = (
     *(("data", key) for key in ("num_classes", *ALTERING, "hold_out", "order")),
     ("teacher", "classes"),
     ("teacher", "seeds"),
+    ("teacher", "others"),
     ("student", "classes"),
     ("assistants", "classes"),
 )
@@ -626,6 +673,8 @@ def make_recipe(
         raise UserError(f"{what}: {place(first['loc'])}{_explain(first)}") from None
     if recipe.export_network == "ema" and recipe.ema is None:
         raise UserError(f"{what}: export_network: there is no average of the weights: set its decay, as ema: 0.9999")
+    if recipe.compile and recipe.checkpoint_gradients:
+        raise UserError(f"{what}: compile chooses for itself what to compute again: leave checkpoint_gradients out")
     places: dict[str, str] = {}
     for name, over in recipe.runs.items():
         if not re.fullmatch(r"[\w][\w .+-]*", name):
@@ -701,9 +750,10 @@ def _explain(first: Any) -> str:
 
 
 def _part_class(annotation: Any) -> Any:
+    """The group of settings that a type names; None: it names none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(kind for kind in annotation.__args__ if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next(filter(None, map(_part_class, getattr(annotation, "__args__", ()))), None)
 
 
 def public_quoted(text: str) -> str:

@@ -76,7 +76,7 @@ def _suffix(name: str, changes: Sequence[str]) -> str:
 
 OF_THE_TEACHER = ("teacher", "data", "seed", "precision", "channels_last", "compile")
 """Settings that count for the teacher's training, too, where an override changes them."""
-_ALONE = ("student", "assistants", "loss", "export", "export_network", "export_all", "ema", "runs", *FREE)
+_ALONE = ("student", "assistants", "loss", "export", "export_network", "export_all", "ema", "early_stop", "runs", *FREE)
 """Settings that a teacher's training does not take from the recipe, or that decide nothing of it."""
 
 
@@ -87,14 +87,36 @@ def _teacher_as_written(written: Mapping[str, Any], changed: Mapping[str, Any], 
     would otherwise train another teacher, unasked: these settings are put into ``teacher.train`` as the file has them.
     Those of :data:`OF_THE_TEACHER` count for both.
     """
-    teacher = changed.get("teacher")
     keys = students_own(written, changed)
-    if not keys or not isinstance(teacher, Mapping) or not isinstance(teacher.get("train"), Mapping):
+    if not keys or not _are_trained(changed.get("teacher")):
         return changed
     before = {key: value for key, value in changed.items() if key not in keys}
     before |= {key: written[key] for key in keys if key in written}
     kept = make_recipe(before, what).model_dump(mode="json", include=set(keys))
-    return {**changed, "teacher": {**teacher, "train": merge(kept, teacher["train"])}}
+    return {**changed, "teacher": _trained_by(kept, changed["teacher"])}
+
+
+def _are_trained(teacher: Any) -> bool:
+    """Whether a teacher, or one of several, is trained by the recipe."""
+    if isinstance(teacher, list):
+        return any(map(_are_trained, teacher))
+    if not isinstance(teacher, Mapping):
+        return False
+    return isinstance(teacher.get("train"), Mapping) or _are_trained(teacher.get("others"))
+
+
+def _trained_by(kept: Mapping[str, Any], teacher: Any) -> Any:
+    """A teacher, or a list of them, with these settings under those of each ``train``."""
+    if isinstance(teacher, list):
+        return [_trained_by(kept, one) for one in teacher]
+    if not isinstance(teacher, Mapping):
+        return teacher
+    found = dict(teacher)
+    if isinstance(found.get("train"), Mapping):
+        found["train"] = merge(kept, found["train"])
+    if isinstance(found.get("others"), list):
+        found["others"] = _trained_by(kept, found["others"])
+    return found
 
 
 def students_own(written: Mapping[str, Any], changed: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from kdstream.errors import UserError
 
+TWO_HEADS = ("logits.label", "logits.teacher")
+"""Of networks with two heads: the logits of the head that labels train, and of the one that the teacher trains."""
 _GROUP = re.compile(r"block(\*|\.last)(\.pre)?")
 _MEMBER = re.compile(r"block(\d+)(\.pre)?")
 

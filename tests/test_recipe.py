@@ -51,6 +51,23 @@ def test_a_network_in_one_word_is_a_model_or_a_file(text, model, weights):
         assert (part.model, part.weights) == (model, weights)
 
 
+def test_several_teachers_in_a_list():
+    made = recipe(teacher=["a.pth", {"model": "resnet56", "train": {"epochs": 3}}, "published:wrn_40_2@cifar100"])
+    each = made.teacher.each()
+    assert [one.weights for one in each] == ["a.pth", None, "published:wrn_40_2@cifar100"]
+    assert [one.others for one in each] == [None] * 3
+    assert each[1].train == {"epochs": 3}
+    assert make_recipe(parse_yaml(made.to_yaml(), "again"), "again").fingerprint() == made.fingerprint()
+    one = recipe(teacher=["a.pth"])
+    assert one.fingerprint() == recipe(teacher="a.pth").fingerprint() != made.fingerprint()
+    tokens = [recipe(teacher=["a.pth", f"https://host/b.pth?token={one}"]).fingerprint() for one in "xy"]
+    assert tokens[0] == tokens[1]
+    with pytest.raises(UserError, match="teacher: the list of teachers is empty"):
+        recipe(teacher=[])
+    with pytest.raises(UserError, match=r"unknown setting 'teacher\.others\.0\.modle': did you mean 'model'"):
+        recipe(teacher=["a.pth", {"modle": "resnet8"}])
+
+
 def test_defaults_are_not_shared_between_recipes():
     recipe().loss["kd"] = 1.0
     recipe().student.options["x"] = 1
@@ -188,6 +205,7 @@ UNDECIDING = {
     "workers": 7,
     "cache": "off",
     "eval_batch_size": 3,
+    "checkpoint_gradients": True,
     "checkpoint_seconds": 9.0,
     "track": ["wandb"],
     "tensorboard": True,
@@ -205,6 +223,7 @@ DECIDING = {
     "seed": 9,
     "accumulate": 2,
     "eval_every": 2,
+    "early_stop": {"patience": 3},
     "relations": "local",
     "sync_batchnorm": True,
     "precision": "bf16",

@@ -301,6 +301,18 @@ def test_the_students_overrides_train_no_other_teacher(write):
     assert teacher_recipe(again).fingerprint() == plain
 
 
+def test_of_several_teachers_each_is_trained_as_written(write):
+    from kdstream.training.job import teacher_recipe
+
+    text = "data: x\nstudent: resnet8\nloss: kd\nepochs: 9\nteacher: [a.pth, {model: resnet14, train: {seed: 3}}]\n"
+    for path in (write(text), write(load_recipe(write(text)).to_yaml(), "job.yaml")):
+        _, trained = load_recipe(path, ["epochs=2"]).teacher.each()
+        assert trained.train["epochs"] == 9
+        assert trained.train["seed"] == 3
+        made = load_recipe(path, ["epochs=2"])
+        assert teacher_recipe(made.model_copy(update={"teacher": trained})).epochs == 9
+
+
 def test_what_is_changed_gets_a_folder_of_its_own(write):
     path = write("data: {path: x}\nstudent: resnet8")
 

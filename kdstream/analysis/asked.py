@@ -47,7 +47,7 @@ def load_asked(name: str, place: str, data: ShardSet, device: torch.device | str
     Args:
         name: what to call it.
         place: a run's folder or another export, a file of weights, its address, ``published:`` weights; or the name of
-            a network whose library has weights (``resnet18``, ``timm:...``), which it downloads.
+            a network whose library has weights (``resnet18``, ``timm:...``, ``hf:...``), which it downloads.
         data: whose classes it answers for.
         device: where it goes.
         model: the network of a file of weights.
@@ -59,7 +59,7 @@ def load_asked(name: str, place: str, data: ShardSet, device: torch.device | str
     options: dict[str, Any] | None = None
     if not (is_published(place) or is_url(place) or Path(place).exists()):
         weights, model = None, place
-        options = {"pretrained": True} if place.startswith("timm:") else {"weights": "DEFAULT"}
+        options = {"pretrained": True} if place.startswith(("timm:", "hf:")) else {"weights": "DEFAULT"}
     network, note = load_for(data.classes, weights, model=model, options=options)
     about = about_of(network)
     mean, std = about["mean"] or data.mean, about["std"] or data.std

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from kdstream.addresses import is_published, is_url, public
+from kdstream.addresses import is_url, public
 from kdstream.api.result import Result
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
+from kdstream.models import from_hf
 from kdstream.models.given import given, is_given
 from kdstream.recipe import Recipe, make_recipe, model_of
 from kdstream.recipe_file import find_recipe, lay, read_recipe, with_bases
@@ -32,7 +33,7 @@ def distill(
     data: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     student: str | nn.Module | Mapping[str, Any] | os.PathLike[str] | None = None,
-    teacher: str | nn.Module | Mapping[str, Any] | os.PathLike[str] | None = None,
+    teacher: str | nn.Module | Mapping[str, Any] | os.PathLike[str] | Sequence[Any] | None = None,
     loss: str | Mapping[str, Any] | None = None,
     recipe: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -53,7 +54,8 @@ def distill(
         teacher: a name, of a network that is trained on the labels first; weights (a file, the folder of a run, an
             earlier result, ``published:wrn_40_2@cifar100``); a recipe's ``teacher``; or a trained module, which answers
             for the data's classes in their order and takes images standardised as the data says, unless
-            ``teacher={"model": module, "mean": ..., "std": ...}`` says otherwise.
+            ``teacher={"model": module, "mean": ..., "std": ...}`` says otherwise. A list: several, which answer
+            together by the mean of their probabilities.
         loss: a recipe's: ``"ce"``, ``{"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}}``. Default: cross-entropy and
             KD, half each, where there is a teacher.
         recipe: a recipe's file or name, which all this is laid over.
@@ -79,7 +81,10 @@ def distill(
         modules: dict[str, nn.Module] = {}
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
-                laid[role] = _network(network, role, stack, modules)
+                if role == "teacher" and isinstance(network, list | tuple):
+                    laid[role] = [_network(one, role, stack, modules) for one in network]
+                else:
+                    laid[role] = _network(network, role, stack, modules)
         wanted = _recipe(laid, recipe, out)
         accelerator = _accelerator(cpu, wanted.precision)
         with Display(enabled=show and accelerator.is_main_process) as display:
@@ -99,7 +104,7 @@ def _network(network: Any, role: str, stack: contextlib.ExitStack, modules: dict
         group = dict(network)
     elif isinstance(network, str) and not Path(network).is_dir():
         group = dict(model_of(network))
-        if role == "teacher" and not is_published(network) and "weights" not in group:
+        if role == "teacher" and "weights" not in group and not network.startswith(from_hf.PREFIX):
             group["train"] = {}
     elif isinstance(network, str | os.PathLike):
         group = {"weights": os.fspath(network)}

@@ -52,11 +52,13 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
       networks have a submodule of that name.)
 
     Args:
-        name: a name of :data:`MODELS`, a torchvision classification model, ``timm:NAME`` for a model of timm's, or
+        name: a name of :data:`MODELS`, a torchvision classification model, ``timm:NAME`` for a model of timm's,
+            ``hf:OWNER/NAME`` for an image classifier of transformers (:mod:`kdstream.models.from_hf`), or
             ``package.module:factory``.
         num_classes: C, at least 1.
         kw: passed on to the factory; plain JSON values, nested specs included. torchvision models also take
-            ``weights`` ("DEFAULT", "IMAGENET1K_V1", ...), timm's ``pretrained`` (true), which the libraries download.
+            ``weights`` ("DEFAULT", "IMAGENET1K_V1", ...), timm's and transformers' ``pretrained`` (true), which the
+            libraries download.
             Those are not part of ``spec``; the network gets the weights' ``mean`` and ``std`` (by channel, for images
             in [0,1]) as attributes.
 
@@ -74,6 +76,10 @@ def build(name: str, num_classes: int, **kw: Any) -> nn.Module:
         from kdstream.models import from_timm
 
         module, recorded = from_timm.build(name, num_classes, **kw)
+    elif name.startswith("hf:"):
+        from kdstream.models import from_hf
+
+        module, recorded = from_hf.build(name, num_classes, **kw)
     elif name in MODELS or is_dotted(name):
         module = _from_factory(name, num_classes, kw)
         recorded = kw
@@ -107,7 +113,7 @@ def current(name: str) -> str:
 
 def is_dotted(name: str) -> bool:
     """Whether a model's name is the dotted path of somebody's own factory, which is imported and so executed."""
-    return ":" in name and not name.startswith("timm:") and not is_given(name)
+    return ":" in name and not name.startswith(("timm:", "hf:")) and not is_given(name)
 
 
 def _from_factory(name: str, num_classes: int, kw: dict[str, Any]) -> nn.Module:
@@ -143,5 +149,5 @@ def _proposal(name: str, torchvision_names: list[str]) -> str:
         return proposal
     return (
         f"known: {', '.join(MODELS)}, torchvision's classification models (resnet18, ...), timm's (timm:NAME), "
-        "package.module:factory"
+        "transformers' (hf:OWNER/NAME), package.module:factory"
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdstream.errors import UserError
 from kdstream.notes import note
 from kdstream.registry import nearest
+from kdstream.tap_names import TWO_HEADS
 
 PREFIX = "timm:"
 
@@ -33,6 +34,9 @@ def build(name: str, num_classes: int, pretrained: bool = False, **kw: Any) -> t
     - ``tokens.1``, ``tokens.2``, ...: output of each transformer block, [N,L,D]; ``tokens.last``: after the final norm,
       where there is one. L counts the class token and the like too: the first ``module.num_prefix_tokens``.
     - ``penultimate``: what the linear classifier takes, [N,D].
+    - ``logits.label``, ``logits.teacher``: of networks with two heads (DeiT's and LeViT's distilled ones), whose logits
+      are the mean of both: the heads of the class token and of the distillation token, [N,C]. ``penultimate`` is what
+      the first takes.
 
     Args:
         name: with the prefix, ``timm:resnet50``; a tag (``timm:resnet50.a1_in1k``) chooses among pretrained weights.
@@ -114,11 +118,12 @@ def _create(
 def _describe(name: str, twin: nn.Module, num_classes: int) -> tuple[str | None, dict[str, str]]:
     """Path of the linear classifier and taps, from the shapes of one pass of a twin on the meta device."""
     head = _config(twin).get("classifier")  # two paths in networks with two heads
-    heads = {name for name, _ in twin.named_modules()} & {head} if isinstance(head, str) else set()
+    wanted = [head] if isinstance(head, str) else list(head or ())
+    heads = [path for path in wanted if _has(twin, path)]
     listed = [entry for entry in _features(twin) if isinstance(entry.get("module"), str)]
     paths = [entry["module"] for entry in listed if _has(twin, entry["module"])]
     final = ["norm"] if _has(twin, "norm") else []
-    outputs, inputs, logits = _shapes(twin, {*paths, *final}, heads)
+    outputs, inputs, logits = _shapes(twin, {*paths, *final}, set(heads))
     if logits is not None and logits != (2, num_classes):
         raise UserError(f"model {name!r} gives {list(logits)} for 2 images, not logits [2,{num_classes}]")
 
@@ -135,12 +140,14 @@ def _describe(name: str, twin: nn.Module, num_classes: int) -> tuple[str | None,
             follows = last and before and len(last) == 3 and last[2] == before[2]
             taps["tokens.last"] = "norm" if follows else paths[-1]
     path = None
-    if isinstance(head, str) and heads:
-        layer = twin.get_submodule(head)
-        path = head if isinstance(layer, nn.Linear) else None
-        width = inputs.get(head)
+    if heads and len(heads) == len(wanted):
+        layer = twin.get_submodule(heads[0])
+        path = heads[0] if isinstance(layer, nn.Linear) and len(heads) == 1 else None
+        width = inputs.get(heads[0])
         if width is not None and (len(width) == 2 or width[2:] == (1, 1)):
-            taps["penultimate"] = f"{head}:input"
+            taps["penultimate"] = f"{heads[0]}:input"
+        if len(heads) == 2 and width is not None:
+            taps |= dict(zip(TWO_HEADS, heads, strict=True))
     return path, taps
 
 

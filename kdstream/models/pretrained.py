@@ -12,7 +12,7 @@ from torch import nn
 
 from kdstream.addresses import is_published, is_url, public
 from kdstream.errors import UserError
-from kdstream.models import MODELS, build, from_timm, is_dotted
+from kdstream.models import MODELS, build, from_hf, from_timm, is_dotted
 from kdstream.models.classes import Choice, fit_classes
 from kdstream.models.download import cached
 from kdstream.models.export import describe, read_export
@@ -165,7 +165,7 @@ def brings_weights(model: str, options: Mapping[str, Any]) -> bool:
     """Whether ``build(model, ..., **options)`` gives a trained network: torchvision's or timm's weights, or, as far as
     one can tell, those of somebody's own factory."""
     switch = _switch(model)
-    if is_given(model):
+    if is_given(model) or model.startswith(from_hf.PREFIX):
         return True
     return bool(switch and options.get(switch)) or (
         is_dotted(model) and any(map(options.get, ("weights", "pretrained")))
@@ -192,6 +192,9 @@ def _published(
         return describe(network, known or {"spec": spec_of(network)})
     if model.startswith(from_timm.PREFIX):
         found, names = from_timm.weights_classes(model)
+    elif model.startswith(from_hf.PREFIX):
+        options = {**options, "pretrained": True}
+        found, names = from_hf.weights_classes(model)
     elif not is_dotted(model):
         from kdstream.models import from_torchvision  # takes a second to import
 
@@ -226,7 +229,7 @@ def _by_name(weights: str, num_classes: int | None, model: str | None, options: 
 
 def _switch(model: str) -> str | None:
     """The option that makes a network's library download weights; None: it has none."""
-    if model.startswith(from_timm.PREFIX):
+    if model.startswith((from_timm.PREFIX, from_hf.PREFIX)):
         return "pretrained"
     return None if model in MODELS or is_dotted(model) or is_given(model) else "weights"
 

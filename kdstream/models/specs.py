@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.errors import UserError
-from kdstream.models import MODELS, current, from_timm, is_dotted
+from kdstream.models import MODELS, current, from_hf, from_timm, is_dotted
 from kdstream.terminal import shown
 
 MOST_CLASSES = 2**24
@@ -232,6 +232,8 @@ def _check(spec: Mapping[str, Any], source: Path, trusted: bool, deepest: int) -
         )
     if _is_code(name):
         return  # trusted; what it takes is its own affair
+    if name.startswith(from_hf.PREFIX):
+        raise UserError(f"{source} would fetch a network of its own ({shown(name)}): refused")
     if current(name) in _OURS:
         kinds = _OURS[current(name)]
     elif name.startswith(from_timm.PREFIX):

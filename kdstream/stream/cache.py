@@ -16,9 +16,9 @@ from kdstream.batch import Batch, Sample
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.rng import sample_keys
-from kdstream.stream.coding_plan import alone
 from kdstream.stream.decode import decode
 from kdstream.stream.host_memory import Piece, free_memory, mapped, new_piece
+from kdstream.stream.kept_rows import alone
 from kdstream.stream.loader import Loader, Reader
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, stage

@@ -18,8 +18,9 @@ from kdstream.hashing import Unnamed, name_of, network_name
 from kdstream.stream.augment import central
 from kdstream.stream.cache import Decoded, loader_of
 from kdstream.stream.coded import hkl
-from kdstream.stream.coding_plan import CHUNK, PlanKey, alone, load_plan, make_plan
+from kdstream.stream.coding_plan import PlanKey, load_plan, make_plan
 from kdstream.stream.decode import on_host
+from kdstream.stream.kept_rows import CHUNK, alone
 from kdstream.stream.loader import Reader, on_device
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, Stage
@@ -68,7 +69,7 @@ def with_plans(
             # Seed 0: what draws at random without saying so does not make a plan another one for every seed.
             layout = Plan(len(dataset), CHUNK, 0, shuffle=False)
             view = (unaugmented(stages, position) | teacher).bind(known)
-            choose = partial(_choices, view, dataset, layout, kept, workers, torch.device(device), faults)
+            choose = partial(passed, view, dataset, layout, kept, workers, torch.device(device), faults)
             share = shares(world)
             place = (0, 1, share) if share is alone else (rank, world, share)
             plan = make_plan(dataset, key, layout, choose, *place, after_chunk=after_chunk)
@@ -103,14 +104,13 @@ def plan_key(chain: Chain, position: int, known: Mapping[str, Any], dataset: Sha
     """
     if "teacher" not in known:
         raise UserError("coded: a plan needs the teacher, and this stream does not know it: give it one")
-    network = known["teacher"]
-    teacher_name = known.get("teacher_hash") or network_name(getattr(network, "module", network))
+    name = teacher_name(known)
     # The stages as they are named: what the stream fills in counts by its own name.
-    named = chain.bind({**known, "teacher": teacher_name, "dataset": dataset.fingerprint}).stages
+    named = chain.bind({**known, "teacher": name, "dataset": dataset.fingerprint}).stages
     settings = named[position].settings
     try:
         selector = selector_name(settings["selector"])
-        view = _view_name(unaugmented(named, position))
+        view = view_name(unaugmented(named, position))
     except Unnamed as error:
         raise UserError(
             f"coded: plan={settings['plan']} is not possible, since a plan is kept by the name of all that it depends "
@@ -118,13 +118,19 @@ def plan_key(chain: Chain, position: int, known: Mapping[str, Any], dataset: Sha
         ) from None
     return PlanKey(
         data=dataset.fingerprint,
-        teacher=teacher_name,
+        teacher=name,
         selector=selector,
         delta=settings["delta"],
         subsampling=settings["subsampling"],
         view=f"{view}, mean {list(known['teacher_mean'])}, std {list(known['teacher_std'])}, "
         f"precision {known.get('precision', 'no')}",
     )
+
+
+def teacher_name(known: Mapping[str, Any]) -> str:
+    """How kept work calls the teacher that a stream knows."""
+    network = known["teacher"]
+    return known.get("teacher_hash") or network_name(getattr(network, "module", network))
 
 
 def selector_name(selector: Any) -> str:
@@ -136,8 +142,8 @@ def selector_name(selector: Any) -> str:
     return "hkl" if selector is hkl else name_of(selector)
 
 
-def _view_name(view: Chain) -> str:
-    """How a plan calls the view that it was made for; the selector has a name of its own."""
+def view_name(view: Chain) -> str:
+    """How kept work calls the view that it was made for; the selector has a name of its own."""
     named = [
         replace(stage, settings={key: value for key, value in stage.settings.items() if key != "selector"})
         if stage.role == "coded"
@@ -147,7 +153,7 @@ def _view_name(view: Chain) -> str:
     return str(Chain(tuple(named)))
 
 
-def _choices(
+def passed(
     view: Chain,
     dataset: ShardSet,
     layout: Plan,
@@ -157,7 +163,7 @@ def _choices(
     faults: Faults | None,
     chunks: Sequence[int],
 ) -> Iterator[Batch]:
-    """These chunks of the data set, each with the selector's choice for every sample."""
+    """These chunks of the data set, each a batch that has gone through a view's stages."""
     host, rest = view.split()
     loader = loader_of(Reader(dataset, layout, host, 0, 1, faults, numbered=True), kept, workers, device)
     return on_device(loader.batches(0, chunks), rest, device)

@@ -353,8 +353,8 @@ def while_all_have(batches: Iterator[Batch], world: int) -> Iterator[Batch]:
         yield batch
 
 
-def without_plans(chain: Chain) -> Chain:
-    """The chain, which asks for no coding plan.
+def without_kept(chain: Chain) -> Chain:
+    """The chain, which asks for nothing that is kept by the sample: no coding plan, no teacher answers.
 
     Raises:
         UserError: it does.
@@ -362,4 +362,6 @@ def without_plans(chain: Chain) -> Chain:
     for stage in chain.stages:
         if stage.role == "coded" and stage.setting("plan") != "off":
             raise UserError("coded: a plan needs a set with an index, made by kdstream shards: use coded(plan=off)")
+        if stage.role == "teacher" and stage.setting("cache") not in ("off", False, None):
+            raise UserError("teacher: cache=auto needs a set with an index, made by kdstream shards: leave it out")
     return chain

@@ -22,7 +22,7 @@ from kdstream.data.shards import ShardSet, open_shards
 from kdstream.errors import UserError
 from kdstream.stream.boxes import WAY, BoxReader, cut_while_decoding, refuse_without_pixels
 from kdstream.stream.cache import CacheLoader, Decoded, Where, decoded, loader_of, not_kept
-from kdstream.stream.coding_plan import alone
+from kdstream.stream.kept_rows import alone
 from kdstream.stream.language import parse_chain
 from kdstream.stream.loader import Loader, Reader, on_device
 from kdstream.stream.plan import Plan
@@ -32,9 +32,10 @@ from kdstream.stream.sequential import (
     SequentialReader,
     sequential_plan,
     while_all_have,
-    without_plans,
+    without_kept,
 )
 from kdstream.stream.stage import Chain
+from kdstream.stream.teacher_answers import with_answers
 
 if TYPE_CHECKING:
     from kdstream.convert.split import Source
@@ -250,12 +251,12 @@ class Stream:
 
     def open(self, after_chunk: Callable[[], None] = lambda: None) -> None:
         """Do what comes before the first batch, where all processes must be together: decode the split that is to be
-        kept, find or make coding plans. Find out, too, whether there is enough shared memory for the readers.
+        kept, find or make coding plans and teacher answers. Find out, too, whether there is enough shared memory for
+        the readers.
 
         Args:
             after_chunk: called by all processes each time that every one of them has decoded a part of the split, or
-                made a chunk of a plan; what it raises ends the work, and what is made of a plan stays for the next
-                time.
+                made a chunk of what is kept; what it raises ends the work, and what is made stays for the next time.
         """
         self._open(after_chunk).check(self.epoch, self._route())
 
@@ -278,9 +279,11 @@ class Stream:
             place: dict[str, Any] = {"rank": self.rank, "world": self.world, "faults": self.faults, "kept": kept}
             place |= {"workers": self.workers, "device": self.device}
             if isinstance(self.dataset, Listing):
-                chain = without_plans(self.chain).bind(known)
+                chain = without_kept(self.chain).bind(known)
             else:
-                chain = with_plans(self.chain, known, self.dataset, **place, after_chunk=after_chunk)
+                place["after_chunk"] = after_chunk
+                chain = with_plans(self.chain, known, self.dataset, **place)
+                chain = with_answers(self.chain, chain, known, self.dataset, **place)
             host, self._device_chain = chain.split()
             if kept is not None and kept.serves(host):
                 boxes = None

@@ -24,6 +24,7 @@ def teacher(
     model: Callable[[Tensor], Outputs] = given("teacher"),
     mean: Sequence[float] = given("teacher_mean"),
     std: Sequence[float] = given("teacher_std"),
+    cache: str | bool | None = "off",
 ) -> Iterator[Batch]:
     """Set ``teacher`` (and, after ``coded``, ``quality``) of every batch; the versions are dropped.
 
@@ -34,6 +35,10 @@ def teacher(
         batches: images uint8 or float in [0,1].
         model: float [n,3,H,W] -> Outputs.
         mean, std: by channel, of images in [0,1], as the teacher was trained.
+        cache: "auto", in a :class:`~kdstream.stream.stream.Stream`: the teacher answers once for every sample, and what
+            it says (float32 logits, and features of one vector a sample) is kept beside the shards
+            (:mod:`kdstream.stream.teacher_answers`), by all that it depends on: a run that finds it makes no teacher
+            pass. That is for fixed views: no stage before it may draw at random. "off": it answers for every view anew.
     """
     if isinstance(model, nn.Module):
         model.eval()

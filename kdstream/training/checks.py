@@ -17,8 +17,9 @@ from kdstream.models.given import is_given
 from kdstream.models.pretrained import without_weights
 from kdstream.objectives import parse_loss
 from kdstream.recipe import Recipe
+from kdstream.stream.teacher_answers import wants_answers
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
-from kdstream.training.networks import need_weights
+from kdstream.training.networks import can_learn, need_weights
 from kdstream.training.optimizer import find_optimizer
 from kdstream.training.trackers import check_trackers
 
@@ -75,14 +76,17 @@ def check(recipe: Recipe) -> None:
         if not any(term.in_main for _, _, term in terms):
             names = ", ".join(name for name, _, _ in terms)
             raise UserError(f"the loss ({names}) only prepares the student: add a term that trains it, such as ce")
-        refuse_mixed(terms, training_chain(recipe, bool(asking)))
+        chain = training_chain(recipe, bool(asking))
+        refuse_mixed(terms, chain)
+        wants_answers(chain)
         evaluation_chain(recipe)
         find_optimizer(recipe.optimizer)
         check_trackers(recipe)
-        last = recipe.assistants[-1] if recipe.assistants else recipe.teacher
-        for role, wanted in (("student", recipe.student), ("assistant" if recipe.assistants else "teacher", last)):
-            if wanted is None:
-                continue
+        teachers = [] if recipe.teacher is None or recipe.assistants else recipe.teacher.each()
+        above: list[tuple[str, settings.Model]] = [("teacher", one) for one in teachers]
+        above += [("assistant", one) for one in recipe.assistants[-1:]]
+        can_learn(recipe.student)
+        for role, wanted in (("student", recipe.student), *above):
             need_weights(wanted, role)
             if wanted.model is not None:
                 _check_model(wanted.model, wanted.options)

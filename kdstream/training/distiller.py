@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdstream.batch import Batch, Outputs
 from kdstream.objectives import Loss, Phase, WeightedTerm
 from kdstream.objectives.loss import weighted_sum
+from kdstream.tap_names import TWO_HEADS
 
 
 @dataclass
@@ -34,6 +35,10 @@ class Stage:
 class Distiller(nn.Module):
     """Student and terms.
 
+    Where the student has two heads (taps :data:`kdstream.tap_names.TWO_HEADS`, those of DeiT's distilled networks) and
+    the main loss has terms with a teacher and terms without, these get the first head's logits, those the second one's
+    (Touvron et al. 2021, arXiv:2012.12877, section 4). Otherwise all train the mean, which answers in evaluation.
+
     Args:
         student: images [N,3,H,W] -> Outputs, with the taps that the terms read.
         loss: its terms, set up.
@@ -51,6 +56,8 @@ class Distiller(nn.Module):
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.stage = self.stages()[-1]
         self.reached: set[str] = set()
+        asks = {term.uses_teacher for _, weight, term in self.loss.main if weight}
+        self._two_heads = len(asks) == 2 and set(TWO_HEADS) <= set(getattr(student, "paths", ()))
         # The name under which DistributedDataParallel looks for what it need not send.
         self._ddp_params_and_buffers_to_ignore = [
             f"terms.{number}.{name}"
@@ -90,6 +97,9 @@ class Distiller(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage.trains == "student"):
             student: Outputs = self.student(batch.image)
         losses = [(weight, loss) for _, weight, loss in self.stage.losses]
+        if self._two_heads and self.stage.phase is None:
+            each = zip(losses, (term.uses_teacher for _, _, term in self.loss.main), strict=True)
+            losses = [(weight, _of_head(loss, TWO_HEADS[asks])) for (weight, loss), asks in each]
         total, values = weighted_sum(losses, student, batch.teacher, batch)
         if torch.is_grad_enabled() and not total.requires_grad:
             # A batch with nothing to learn from (none of the samples that a term wants): a step like any other.
@@ -164,6 +174,15 @@ class Distiller(nn.Module):
         if owner == "student":
             return ".".join([owner, *(rest[1:] if rest[:1] == ["module"] else rest)])
         return ".".join([self.loss[int(rest[0])].name, *rest[1:]])
+
+
+def _of_head(loss: Callable[..., Tensor], head: str) -> Callable[..., Tensor]:
+    """A term's loss, for the logits of one of the student's heads."""
+
+    def of_head(student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        return loss(replace(student, logits=student.features[head]), teacher, batch)
+
+    return of_head
 
 
 class _Unreached(torch.autograd.Function):

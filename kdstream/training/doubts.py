@@ -6,6 +6,7 @@ from kdstream.data.shards import ShardSet
 from kdstream.objectives import Loss, parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.stage import Chain
+from kdstream.stream.teacher_answers import wants_answers
 from kdstream.training.chains import training_chain
 
 
@@ -51,10 +52,9 @@ def _of_order(chain: Chain) -> list[str]:
     late = [stage.name for stage in chain.stages[place:] if stage.random]
     if not late:
         return []
-    return [
-        f"stream: the teacher answers before {', '.join(late)}: student and teacher see different views; for the same "
-        "view, put teacher last"
-    ]
+    # Who keeps its answers has chosen so.
+    advice = "" if wants_answers(chain) else "; for the same view, put teacher last"
+    return [f"stream: the teacher answers before {', '.join(late)}: student and teacher see different views{advice}"]
 
 
 def same_images(train: ShardSet, val: ShardSet) -> str | None:

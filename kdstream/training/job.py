@@ -46,7 +46,7 @@ from kdstream.training.doubts import doubts, same_images
 from kdstream.training.folder import KEPT, PEERS, TENSORBOARD, locked, which_teacher
 from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics, read_speed
-from kdstream.training.networks import Teacher, make_teacher, trained_here
+from kdstream.training.networks import Teacher, make_teacher, together, trained_here
 from kdstream.training.own_code import code_mark
 from kdstream.training.records import cohort, read_record, table_row
 from kdstream.training.rehearsal import rehearse
@@ -118,9 +118,11 @@ class Job:
                     "does, by loss: of the recipe or of the assistant's train:"
                 )
         needed = any(map(asks_teacher, runs.values())) or any(chains.values())
+        others = _others(recipe) if needed else []
         train, val = self.data()
         folder = recipe.folder()
         teacher, absent = self._given_teacher(teaching, train)
+        beside = [self._loaded(one, train) if how is None else None for one, how in others]
         taught = None
         teaching = teaching if needed and teacher is None else None
         teachers_images = self._teachers_images(teaching, train)
@@ -130,6 +132,9 @@ class Job:
         left = broadcast_object_list([left])[0]
         to_try = {one.run: [*chains[one.run], one.recipe] for one in trainings if one.name in left}
         self._rehearse(to_try, teaching, teacher, train, teachers_images, val)
+        for _, how in others:
+            if how is not None:
+                rehearse(how, self._teachers_images(how, train), None, self.accelerator, val)
         if self.accelerator.is_main_process:
             self._prepare(folder)
         self.accelerator.wait_for_everyone()
@@ -140,14 +145,20 @@ class Job:
                 self.display.note(f"{'' if one is recipe else f'{one.name}: '}{note}", once=True)
         if recipe.teacher is not None and teaching is not None:
             about = {} if absent is None else self._tell_absence(str(recipe.teacher.weights), absent, train.num_classes)
-            wanted = trained_here(recipe.teacher)
+            wanted = trained_here(recipe.teacher.each()[0])
             assert wanted is not None
             teacher_folder, result = self._train_teacher(teaching, teachers_images, val)
-            teacher = make_teacher(_found(wanted, teacher_folder), train.num_classes, train.classes)
+            teacher = self._loaded(_found(wanted, teacher_folder), train)
             taught = read_record(teacher_folder)
             notes = [one["note"] for one in (about, result) if one.get("note")]
             taught.result |= {**about, "note": "; ".join(notes) or None}
-        elif teacher is not None and needed:
+        if teacher is not None and others:
+            more = [
+                known or self._trained_beside(one, how, train, val)
+                for (one, how), known in zip(others, beside, strict=True)
+            ]
+            teacher = together([teacher, *more], train)
+        if teacher is not None and needed and (teaching is None or others):
             asking = next(one for name, one in runs.items() if chains[name] or asks_teacher(one))
             taught = self._check_teacher(teacher, asking, val, folder)
         assistants: list[Path] = []
@@ -183,8 +194,13 @@ class Job:
             about = {} if absent is None else self._tell_absence(weights, absent, train.num_classes)
             images = self._teachers_images(teaching, train)
             rehearse(teaching, images, None, self.accelerator, val)
-            return self._train_teacher(teaching, images, val)[1] | about
-        return self._check_teacher(teacher, recipe, val, recipe.folder()).result
+            found = self._train_teacher(teaching, images, val)[1] | about
+        else:
+            found = self._check_teacher(teacher, recipe, val, recipe.folder()).result
+        for _, how in _others(recipe):
+            if how is not None:
+                self._train_teacher(how, self._teachers_images(how, train), val)
+        return found
 
     def _trainings(self, runs: Mapping[str, Recipe]) -> list[Training]:
         """Each run as one training, or as one for each of the recipe's seeds."""
@@ -240,16 +256,28 @@ class Job:
         wanted = self.recipe.teacher
         if wanted is None or (wanted.weights is None and teaching is not None):
             return None, None
+        wanted = wanted.each()[0]
         if teaching is None:
-            return make_teacher(wanted, train.num_classes, train.classes), None
+            return self._loaded(wanted, train), None
         teacher, absent = None, None if self.fresh else noted_absence(self.recipe.folder(), str(wanted.weights))
         if absent is None:
             try:
-                teacher = make_teacher(wanted, train.num_classes, train.classes)
+                teacher = self._loaded(wanted, train)
             except Unavailable as error:
                 absent = str(error)
         absent = next(filter(None, gather_object([absent])), None)
         return (teacher if absent is None else None), absent
+
+    def _loaded(self, wanted: settings.Teacher, train: ShardSet) -> Teacher:
+        return make_teacher(wanted, train.num_classes, train.classes, train)
+
+    def _trained_beside(
+        self, wanted: settings.Teacher, teaching: Recipe | None, train: ShardSet, val: ShardSet
+    ) -> Teacher:
+        """One of several teachers, trained now or before."""
+        assert teaching is not None
+        folder, _ = self._train_teacher(teaching, self._teachers_images(teaching, train), val)
+        return self._loaded(_found(wanted, folder), train)
 
     def _tell_absence(self, weights: str, why: str, num_classes: int) -> dict[str, Any]:
         """That a teacher is trained in place of a published one; what of it stands beside the teacher's results."""
@@ -427,7 +455,7 @@ class Job:
             folder = self._kept(link, train, f"-{teacher.hash}")
             self.display.headline(f"Link {i} of {len(links) + 1}: {link.student.model} learns from {before}")
             self._trainer(link, folder, train, val, teacher).fit()
-            teacher = make_teacher(_found(link.student, folder), train.num_classes, train.classes)
+            teacher = self._loaded(_found(link.student, folder), train)
             folders.append(folder)
         if links:
             last = links[-1].student.model
@@ -513,13 +541,28 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     student = Model(model=teacher.model, options=teacher.options, taps=teacher.taps)
     # Without the stages that a loss of labels leaves out anyway: coded and plain students share one teacher.
     alone = {"loss": {"ce": 1.0}, "student": student, "teacher": None, "stream": _uncoded(recipe.stream)}
-    alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None}
+    alone |= {"assistants": [], "export_network": "student", "export_all": False, "ema": None, "early_stop": None}
     base = recipe.model_copy(update=alone)
     train = dict(teacher.train)
     if isinstance(train.get("stream"), str):
         train["stream"] = _uncoded(train["stream"])
     made = base.variant(train, f"teacher {teacher.model}", f"{recipe.name}: teacher.train")
     return made.model_copy(update={"seeds": teacher.seeds})
+
+
+def _others(recipe: Recipe) -> list[tuple[settings.Teacher, Recipe | None]]:
+    """The teachers beside the first, and how each is trained; None where its weights are given.
+
+    Raises:
+        UserError: a recipe that cannot train it.
+    """
+    found: list[tuple[settings.Teacher, Recipe | None]] = []
+    for one in recipe.teacher.each()[1:] if recipe.teacher is not None else []:
+        teaching = teacher_recipe(recipe.model_copy(update={"teacher": one})) if one.weights is None else None
+        if teaching is not None:
+            check(teaching)
+        found.append((one, teaching))
+    return found
 
 
 def each_teacher(teaching: Recipe) -> list[Recipe]:

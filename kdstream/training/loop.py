@@ -38,7 +38,7 @@ from kdstream.training.networks import Teacher, known_of
 from kdstream.training.optimizer import groups_of, make_optimizer
 from kdstream.training.results import Results
 from kdstream.training.schedule import learning_rate
-from kdstream.training.setup import Setup, set_up
+from kdstream.training.setup import Setup, compiling, set_up
 from kdstream.training.state import State, for_what_is_trained, of_every_process, restore_process
 from kdstream.training.stop import StopFlag, Stopped
 from kdstream.training.sums import Sums
@@ -107,7 +107,7 @@ class Trainer:
         """
         self.recipe = settle(self.recipe, self.accelerator)
         self.identity = Identity.of(self.recipe, self.folder, self.train, self.teacher)
-        with self._alone(), self._signal_over_lost_readers():
+        with self._alone(), self._signal_over_lost_readers(), compiling(self.recipe.compile):
             if (finished := self._finished()) is not None:
                 return finished
             with self.stop.listening(), contextlib.ExitStack() as at_the_end:
@@ -119,7 +119,8 @@ class Trainer:
                     stage = stages[self.state.stage]
                     module, optimizer = self._begin_stage(stage, saved)
                     saved = None  # only the phase in which the training was left continues from it
-                    for _ in range(self.state.stage_epoch, self._length(stage)):
+                    number = self.state.stage
+                    while self.state.stage == number:
                         clock = self._train_epoch(stage, module, optimizer)
                         self._end_epoch(stage, optimizer, clock)
                     self.accelerator.free_memory()
@@ -162,9 +163,9 @@ class Trainer:
             raise Stopped(where, self.stop.signal) from lost
 
     def _stop_between_chunks(self) -> None:
-        """Asked between the chunks of what is decoded, or of a coding plan; all processes ask together."""
+        """Asked between the chunks of what is decoded or kept by the sample; all processes ask together."""
         if self._any(self.stop.signal is not None):
-            where = f"{self.recipe.name}: what there is of a coding plan is kept"
+            where = f"{self.recipe.name}: what there is of a coding plan or of teacher answers is kept"
             raise Stopped(where, self.stop.signal or signal.SIGTERM)
 
     def _finished(self) -> dict[str, Any] | None:
@@ -344,6 +345,13 @@ class Trainer:
         measured = (main and last) or (state.stage_epoch + 1) % self.recipe.eval_every == 0
         rate = self._rate(stage, 1.0)
         row = self.results.end_epoch(self.sums, stage.name, rate, main, measured, lambda: self._advice(stage))
+        if main and measured and self.results.is_enough() and not last:
+            last = True
+            waited, top1 = self.state.stalled["count"], self.state.stalled["top1"]
+            self.display.note(
+                f"{self.recipe.name}: stops early, after epoch {row['epoch']}: {waited} evaluations without a better "
+                f"top-1 than {top1:.2f} %"
+            )
         speed = clock.row(row["epoch"])
         if self.log is not None:
             self.log.write("epoch", row)

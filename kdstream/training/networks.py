@@ -16,8 +16,9 @@ from kdstream.batch import SMALLEST_STD, Outputs
 from kdstream.data.shards import ShardSet
 from kdstream.errors import UserError
 from kdstream.hashing import weights_hash
-from kdstream.models import build
+from kdstream.models import build, from_hf
 from kdstream.models.download import Unavailable
+from kdstream.models.ensemble import Ensemble, within_first
 from kdstream.models.pretrained import brings_weights, check_weights, load_for, load_network, load_teacher
 from kdstream.models.published import find
 from kdstream.models.taps import Tapped
@@ -105,6 +106,7 @@ def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str
     Raises:
         UserError: no model named; weights that do not fit, are for other classes, or are not finite.
     """
+    can_learn(wanted)
     if wanted.weights is not None:
         need_weights(wanted, "student")
         with _named("student"):
@@ -122,18 +124,33 @@ def make_student(wanted: settings.Model, num_classes: int, classes: Sequence[str
     return build(wanted.model, num_classes, **wanted.options)
 
 
-def make_teacher(wanted: settings.Teacher, num_classes: int, classes: Sequence[str] | None = None) -> Teacher:
-    """The teacher from its weights.
+def can_learn(student: settings.Model) -> None:
+    """That a network can be a student.
+
+    Raises:
+        UserError: its export could not be rebuilt without its library's repository.
+    """
+    if (student.model or "").startswith(from_hf.PREFIX):
+        raise UserError(f"student {student.model}: networks of transformers only teach; timm has most of them")
+
+
+def make_teacher(
+    wanted: settings.Teacher, num_classes: int, classes: Sequence[str] | None = None, data: ShardSet | None = None
+) -> Teacher:
+    """The teacher from its weights; several as one, see :func:`together`.
 
     Args:
         wanted: the recipe's.
         num_classes: C.
         classes: names of the data's C classes, in whose order the teacher then answers; None: nobody knows them.
+        data: whose mean and deviation several teachers take where nothing says theirs.
 
     Raises:
         Unavailable: published weights, or those of an address, cannot be had.
         UserError: no weights; weights of another architecture, for other classes, or not finite.
     """
+    if wanted.others:
+        return together([make_teacher(one, num_classes, classes) for one in wanted.each()], data)
     need_weights(wanted, "teacher")
     if wanted.weights is None and wanted.model and not brings_weights(wanted.model, wanted.options):
         raise UserError(
@@ -149,6 +166,28 @@ def make_teacher(wanted: settings.Teacher, num_classes: int, classes: Sequence[s
         check_finite(network)
     mean, std = (getattr(wanted, name) or _channels(network, name) for name in ("mean", "std"))
     return Teacher(network, wanted, mean, std, weights_hash(network), note)
+
+
+def together(teachers: Sequence[Teacher], data: ShardSet | None) -> Teacher:
+    """Several teachers as one: :class:`kdstream.models.ensemble.Ensemble`.
+
+    Args:
+        teachers: one or more, for the same classes.
+        data: whose mean and deviation those take that have none of their own.
+    """
+    if len(teachers) == 1:
+        return teachers[0]
+    of_data = (None, None) if data is None else (data.mean, data.std)
+    statistics = [(one.mean or of_data[0], one.std or of_data[1]) for one in teachers]
+    known = [(mean, std) for mean, std in statistics if mean is not None and std is not None]
+    if len(known) < len(statistics):
+        raise UserError("several teachers: nothing says a teacher's mean and std: give them, as teacher.mean")
+    network = Ensemble([one.network for one in teachers], known).eval().requires_grad_(False)
+    first = teachers[0].settings
+    taps = {name: within_first(path) for name, path in first.taps.items()}
+    notes = "; ".join(one.note for one in teachers if one.note)
+    whole = settings.Teacher(taps=taps)
+    return Teacher(network, whole, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), weights_hash(network), notes or None)
 
 
 def trained_here(wanted: settings.Teacher) -> settings.Teacher | None:

@@ -53,7 +53,8 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     if ":" in recipe.optimizer.name:
         yield recipe.optimizer.name, find_optimizer(recipe.optimizer)
     models = [spec["name"] for _, _, term in terms for spec in term.builds]
-    models += [network.model for network in (recipe.student, recipe.teacher, *recipe.assistants) if network]
+    teachers = [] if recipe.teacher is None else recipe.teacher.each()
+    models += [network.model for network in (recipe.student, *teachers, *recipe.assistants)]
     for model in models:
         if model and is_dotted(model):
             yield model, MODELS.find(model)

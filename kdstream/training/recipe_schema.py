@@ -33,7 +33,7 @@ def recipe_schema() -> dict[str, Any]:
             part["properties"][name]["description"] = text
     again = {"$ref": "#"}
     networks = [*MODELS, *(f"published:{name}" for name in published())]
-    for name in ("Model", "Teacher", "Assistant"):
+    for name in ("Model", "OneTeacher", "Teacher", "Assistant"):
         groups[name]["properties"]["model"] = _or_text(list(MODELS), groups[name]["properties"]["model"])
         if "train" in groups[name]["properties"]:
             groups[name]["properties"]["train"] = {**_about(groups[name]["properties"]["train"]), **again}
@@ -42,6 +42,10 @@ def recipe_schema() -> dict[str, Any]:
     for name in ("teacher", "student"):
         group = "Teacher" if name == "teacher" else "Model"
         settings[name] = {**_about(settings[name]), "anyOf": [*_words(networks), {"$ref": f"#/$defs/{group}"}]}
+    one = [*_words(networks), {"$ref": "#/$defs/OneTeacher"}]
+    several = {"type": "array", "items": {"anyOf": one}}
+    settings["teacher"]["anyOf"].append(several)
+    groups["Teacher"]["properties"]["others"] = {**_about(groups["Teacher"]["properties"]["others"]), **several}
     one = [*_words(networks), {"$ref": "#/$defs/Assistant"}]
     settings["assistants"] = {
         **_about(settings["assistants"]),

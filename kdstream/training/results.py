@@ -129,6 +129,18 @@ class Results:
         wanted = self.identity.recipe.export_network
         return max(tops, key=lambda name: tops[name]) if wanted == "best" else wanted
 
+    def is_enough(self) -> bool:
+        """Whether the recipe stops early after the evaluation that :meth:`end_epoch` has just made; asked once."""
+        wanted, stalled = self.identity.recipe.early_stop, self.state.stalled
+        if wanted is None:
+            return False
+        top1 = self.state.last_row["top1"]
+        if top1 > stalled.get("top1", -math.inf) + (wanted.min_delta if stalled else 0.0):
+            self.state.stalled = {"top1": top1, "count": 0}
+        else:
+            self.state.stalled = {**stalled, "count": stalled["count"] + 1}
+        return self.state.stalled["count"] >= wanted.patience
+
     # --- the best epoch
 
     def save_best(self) -> None:
@@ -227,7 +239,7 @@ class Results:
         """Export, write ``result.json`` and return it.
 
         Args:
-            epochs: that the training had, all phases together.
+            epochs: that the recipe asks for, all phases together.
         """
         self.accelerator.wait_for_everyone()  # best.pt is there
         recipe, state = self.identity.recipe, self.state
@@ -250,7 +262,8 @@ class Results:
             "best_top1": state.best["top1"],
             "best_epoch": state.best["epoch"],
             **self._about(name),
-            "epochs": epochs,
+            "epochs": state.epoch,
+            **({"stopped_early": {"of": epochs, **state.stalled}} if state.epoch < epochs else {}),
             "seconds": state.seconds,
             "images_per_s": state.images / state.seconds if state.seconds else 0.0,
             "memory": peak_memory(self.accelerator.device),

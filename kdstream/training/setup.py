@@ -23,16 +23,18 @@ from kdstream.hashing import network_name
 from kdstream.models import build
 from kdstream.models.pretrained import without_weights
 from kdstream.models.taps import Tapped
-from kdstream.notes import about_of, architecture
+from kdstream.notes import about_of, architecture, taps_of
 from kdstream.objectives import Loss, Task, parse_loss
 from kdstream.recipe import Recipe
 from kdstream.stream.plan import Plan
 from kdstream.stream.stage import Chain, batch_stage
 from kdstream.stream.stream import Stream
+from kdstream.tap_names import TWO_HEADS
 from kdstream.training.average import averaged
 from kdstream.training.chains import evaluation_chain, refuse_mixed, training_chain
 from kdstream.training.distiller import Distiller, Stage
 from kdstream.training.networks import Converted, Teacher, make_student, tapped
+from kdstream.training.recompute import checkpoint_blocks
 
 
 @dataclass
@@ -156,6 +158,10 @@ def set_up(
     distiller = Distiller(student, loss, layout).to(device).to(memory_format=layout)
     deployed = loss.deploy(network)
     networks = {"student": deployed, **({"ema": averaged(deployed)} if recipe.ema else {}), **loss.peers()}
+    if recipe.checkpoint_gradients:  # behind the last copy that is made of it
+        checkpoint_blocks(network)
+    if recipe.compile and not rehearsal:
+        student.compile()  # in place: what evaluates and saves the plain network sees nothing of it
     return Setup(loss, stream, eval_stream, probe.to(device), larger_probe, distiller, networks, smallest, note)
 
 
@@ -183,6 +189,7 @@ def _answering_teacher(
         "teacher_mean": teacher.mean or train.mean,
         "teacher_std": teacher.std or train.std,
         "teacher_hash": network_name(plain, teacher.hash),
+        "teacher_taps": network.paths,
         "precision": recipe.precision,
     }
     return network, given
@@ -238,7 +245,8 @@ def prepare(
     network = loss.adapt(network, None if teacher is None else teacher.module, probe.image, build)
     if recipe.sync_batchnorm and world > 1:  # before taps listen to a layer that would be replaced
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    student = tapped(network, loss.student_taps, wanted)
+    heads = TWO_HEADS if set(TWO_HEADS) <= set(taps_of(network)) else ()
+    student = tapped(network, [*loss.student_taps, *heads], wanted)
     with torch.no_grad(), fitting(f"student {architecture(network)}", probe.image.shape):
         student_outputs = student.eval()(probe.image).detach()
     asked: Tapped | Converted | None = teacher
@@ -294,6 +302,25 @@ def fitting(network: str, size: Sequence[int] | None) -> Iterator[None]:
             f"{network} does not take {which} ({said}): name a network that does (`kdstream models`), or give them "
             "another size, as stream: decode | augment(inception, 224)"
         ) from error
+
+
+@contextlib.contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """What torch's compiler says where it cannot compile a network becomes one line.
+
+    Args:
+        wanted: whether the recipe asks for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not wanted or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"compile: torch.compile fails here ({said}): set compile=false") from error
 
 
 def _where_they_lie(labels: np.ndarray) -> Tensor:
@@ -361,8 +388,12 @@ def probes(
 
 
 def uncoded(chain: Chain) -> Chain:
-    """The chain without ``coded``; the teacher answers for each image as if that were the version chosen."""
+    """The chain without ``coded`` and without kept answers; the teacher answers for each image as if that were the
+    version chosen."""
     stages = [stage for stage in chain.stages if stage.role != "coded"]
+    for place, stage in enumerate(stages):
+        if stage.role == "teacher" and "cache" in stage.settings:
+            stages[place] = replace(stage, settings={**stage.settings, "cache": "off"})
     if len(stages) < len(chain.stages):
         stages.insert([stage.role for stage in stages].index("teacher"), _offer_originals)
     return Chain(tuple(stages))

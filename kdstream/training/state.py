@@ -29,6 +29,7 @@ class State:
         images: seen in training.
         best: ``top1``, ``epoch``, ``network`` and ``tops`` of the best epoch of the main phase; empty before it.
         last_row: the metrics of the last epoch, and what ``result.json`` takes from them.
+        stalled: with early stopping: the ``top1`` to exceed, and the number of evaluations since, ``count``.
     """
 
     stage: int = 0
@@ -39,6 +40,7 @@ class State:
     images: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     last_row: dict[str, Any] = field(default_factory=dict)
+    stalled: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint, under the names that it has always had there."""
@@ -49,7 +51,8 @@ class State:
     def from_state_dict(cls, state: Mapping[str, Any]) -> State:
         """From a checkpoint; what else it holds is left alone."""
         names = {"step": "global_step", "epoch": "global_epoch"}
-        return cls(**{name: state[names.get(name, name)] for name in cls.__dataclass_fields__})
+        values = {"stalled": {}, **state}  # which earlier versions do not have
+        return cls(**{name: values[names.get(name, name)] for name in cls.__dataclass_fields__})
 
 
 def of_every_process(accelerator: Accelerator, sums: Sums) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from torch import nn
 
 from kdstream.errors import UserError
 from kdstream.models import build
+from kdstream.models.classes import fit_classes
+from kdstream.models.export import describe
 from kdstream.models.from_timm import installed
 from kdstream.models.taps import Tapped
 
@@ -42,6 +44,21 @@ def test_taps_of_a_transformer():
     assert all(features[name].shape == (2, length, width) for name in tokens)
     assert module.get_submodule(module.classifier_path)(features["penultimate"]).equal(logits)
     assert module.spec == {"name": "timm:test_vit", "num_classes": 5, "img_size": 32}
+
+
+def test_two_heads_answer_by_their_mean():
+    module, features, logits = tapped("deit_tiny_distilled_patch16_224", 32, img_size=32, depth=2)
+    torch.testing.assert_close((features["logits.label"] + features["logits.teacher"]) / 2, logits)
+    assert module.head(features["penultimate"]).equal(features["logits.label"])
+    assert not features["logits.label"].equal(features["logits.teacher"])
+    assert module.classifier_path is None
+    state = {name: value.clone() for name, value in module.state_dict().items() if name.startswith("head")}
+    describe(module, {"spec": module.spec})
+    fit_classes(module, ["a", "b"], [3, 0], what="it", option="classes", count_option="num_classes")
+    assert module.head.weight.equal(state["head.weight"][[3, 0]])
+    assert module.head_dist.weight.equal(state["head_dist.weight"][[3, 0]])
+    with torch.no_grad():
+        assert module(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(

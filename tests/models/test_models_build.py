@@ -106,7 +106,5 @@ def test_wrong_class_counts(count):
 def test_a_folder_in_place_of_a_model_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    with pytest.raises(
-        UserError, match=r"unknown model 'run': 'run' here is a folder, whose weights are \./run; "
-    ):
+    with pytest.raises(UserError, match=r"unknown model 'run': 'run' here is a folder, whose weights are \./run; "):
         build("run", 10)

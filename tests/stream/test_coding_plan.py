@@ -25,8 +25,9 @@ from kdstream.errors import UserError
 from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
-from kdstream.stream import coding_plan, planning
-from kdstream.stream.coding_plan import CHUNK, PlanKey, make_plan
+from kdstream.stream import kept_rows, planning
+from kdstream.stream.coding_plan import PlanKey, make_plan
+from kdstream.stream.kept_rows import CHUNK
 from kdstream.stream.plan import Plan
 from kdstream.stream.stream import Stream
 from kdstream.training.stop import Stopped
@@ -316,7 +317,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(coding_plan, "write_atomic", full)
+        patch.setattr(kept_rows, "write_atomic", full)
         with pytest.raises(UserError, match=r"cannot write the coding plan to .*No space left on device.*make room"):
             make_plan(data, KEY, layout, choosing(layout, []))
     assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdstream.batch import Batch
+from kdstream.batch import Batch, Outputs
 from kdstream.models import build
 from kdstream.models.taps import Tapped
-from kdstream.objectives import Phase, Term, WeightedTerm
+from kdstream.objectives import Phase, Term, WeightedTerm, parse_loss
 from kdstream.training.distiller import Distiller
 
 
@@ -52,3 +52,37 @@ def test_a_stage_that_does_not_train_the_student_leaves_its_batch_statistics(tra
     assert moved(main)
     distiller.eval()
     assert not student.training
+
+
+class TwoHeads(nn.Module):
+    """A network whose answer is the mean of two heads, with timm's taps for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.head_dist = nn.Linear(12, 5), nn.Linear(12, 5)
+        self.taps = {"logits.label": "head", "logits.teacher": "head_dist"}
+
+    def forward(self, images):
+        x = images.flatten(1)
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+@pytest.mark.parametrize("loss", [{"ce": 0.5, "kd": 0.5}, {"ce": 1}, {"kd": 1}])
+def test_labels_train_one_head_and_the_teacher_the_other(loss):
+    torch.manual_seed(0)
+    network = TwoHeads()
+    distiller = Distiller(Tapped(network, list(network.taps)), parse_loss(loss))
+    batch = Batch(torch.randn(4, 3, 2, 2), torch.arange(4), torch.arange(4), teacher=Outputs(torch.randn(4, 5)))
+    total, values, logits = distiller(batch)
+    x = batch.image.flatten(1)
+    answers = {"ce": network.head(x), "kd": network.head_dist(x)}
+    if len(loss) == 1:
+        answers = dict.fromkeys(answers, network(batch.image))
+    for value, (name, _, term) in zip(values, distiller.loss, strict=True):
+        torch.testing.assert_close(value, term(Outputs(answers[name]), batch.teacher, batch))
+    assert logits.equal(network(batch.image))
+    total.backward()
+    assert network.head.weight.grad.abs().sum() > 0
+    assert network.head_dist.weight.grad.abs().sum() > 0
+    if len(loss) == 1:
+        assert network.head.weight.grad.equal(network.head_dist.weight.grad)

@@ -30,6 +30,14 @@ def test_a_line_for_each(digits, tmp_path, settings, said):
     assert said is None or found[0].startswith(said)
 
 
+def test_who_keeps_the_teachers_answers_needs_no_advice(digits, tmp_path):
+    for cached, advice in (("", True), ("(cache=auto)", False)):
+        recipe = recipe_of(digits, tmp_path, loss="kd", stream=f"decode | teacher{cached} | augment(cifar)")
+        (found,) = doubts(recipe, open_shards(digits / "train"))
+        assert "different views" in found
+        assert found.endswith("for the same view, put teacher last") == advice
+
+
 def test_validation_on_what_was_learnt(digits):
     train, val = open_shards(digits / "train"), open_shards(digits / "val")
     assert same_images(train, val) is None

@@ -25,6 +25,7 @@ from kdstream.display.progress import Display
 from kdstream.errors import DiskError, UserError
 from kdstream.models import build
 from kdstream.models.download import cached
+from kdstream.models.export import save_student
 from kdstream.recipe import make_recipe
 from kdstream.training.checks import check
 from kdstream.training.job import Job
@@ -382,3 +383,35 @@ def test_of_several_teachers_the_one_with_the_best_validation_accuracy_teaches(d
     one, two = (json.loads((tmp_path / "runs" / name / "result.json").read_text()) for name in ("kd", "again"))
     assert one["fingerprint"].partition("-")[2] == two["fingerprint"].partition("-")[2]  # data and teacher
     assert one["top1"] == two["top1"]
+
+
+def test_several_teachers_one_given_and_one_trained(digits, tmp_path, capsys):
+    torch.manual_seed(0)
+    save_student(tmp_path / "given", build("resnet8", 10), mean=(0.2,) * 3, std=(0.3,) * 3)
+    train = {"loss": "ce", "optimizer": {"lr": 0.2}}
+    both = [str(tmp_path / "given"), {"model": "resnet14", "train": train}]
+    # A term that reads features gets those of the first.
+    wanted = recipe(digits, teacher=both, loss={"ce": 1, "kd": 1, "pkt": 1}, out=str(tmp_path / "runs" / "kd"))
+    text = io.StringIO()
+    (result,) = Job(wanted, Accelerator(cpu=True), Display(Console(file=text, width=2000))).run()
+    (kept,) = (tmp_path / "runs" / "teachers").iterdir()
+    assert "resnet14" in kept.name
+    assert "teacher resnet8 + resnet14" in text.getvalue()
+    told = json.loads((tmp_path / "runs" / "kd" / "teacher.json").read_text())
+    first, second = (kd.load_teacher(path) for path in (tmp_path / "given", kept))
+    stream = kd.Stream(f"{digits}/val", 240, train=False) | "decode"
+    right = 0
+    for batch in stream:
+        images = batch.image.float() / 255
+        answers = []
+        for network in (first, second):
+            mean, std = (torch.tensor(getattr(network, name))[:, None, None] for name in ("mean", "std"))
+            answers.append(network((images - mean) / std).softmax(1))
+        right += int(((answers[0] + answers[1]).argmax(1) == batch.label).sum())
+    assert told["top1"] == pytest.approx(100 * right / 240)
+    assert result["top1"] > 0
+    # The same list in Python finds all that was made, the trained one too.
+    modules = [first, {"model": "resnet14", "train": train}]
+    again = {**wanted.model_dump(exclude={"data", "student", "teacher", "loss", "out"}), "loss": {"ce": 1, "kd": 1}}
+    kd.distill(str(digits), student="resnet8", teacher=modules, out=tmp_path / "runs" / "two", show=False, **again)
+    assert len(list((tmp_path / "runs" / "teachers").iterdir())) == 1

@@ -18,7 +18,7 @@ from kdstream.models import build
 from kdstream.models.export import save_student
 from kdstream.models.taps import Tapped
 from kdstream.stream.normalize import standardise
-from kdstream.training.networks import Converted, make_student, make_teacher, tapped
+from kdstream.training.networks import Converted, make_student, make_teacher, tapped, together
 
 HERE = Path(__file__).stem
 
@@ -90,6 +90,30 @@ def test_a_teacher_brings_its_mean_and_deviation(files):
     plain = make_teacher(settings.Teacher(model="resnet8", weights=files.plain), 10)
     assert (plain.mean, plain.std) == (None, None)
     assert plain.hash == exported.hash
+
+
+def test_several_teachers_answer_as_one(files):
+    data = SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    paths = [files.export, files.plain]
+    several = make_teacher(settings.Teacher.model_validate(paths), 10, data=data)
+    images = torch.rand(4, 3, 16, 16)
+    alone = [make_teacher(settings.Teacher(weights=path), 10) for path in paths]
+    with torch.no_grad():
+        found = several.network(standardise(images, several.mean, several.std))
+        own = [(one.mean or data.mean, one.std or data.std) for one in alone]
+        answers = [one.network(standardise(images, *stats)).softmax(1) for one, stats in zip(alone, own, strict=True)]
+    torch.testing.assert_close(found.exp(), (answers[0] + answers[1]) / 2)
+    assert several.hash not in [one.hash for one in alone]
+    assert make_teacher(settings.Teacher.model_validate(paths[::-1]), 10, data=data).hash != several.hash
+    assert make_teacher(settings.Teacher.model_validate(paths[:1]), 10).hash == alone[0].hash
+    mapped = settings.Teacher.model_validate([{"weights": files.export, "taps": {"mine": "layer1"}}, files.plain])
+    assert tapped(*_first_two(make_teacher(mapped, 10, data=data)))(images).features["mine"].shape[1] == 16
+    with pytest.raises(UserError, match=r"nothing says a teacher's mean and std: give them, as teacher.mean"):
+        together(alone, None)
+
+
+def _first_two(teacher):
+    return teacher.network, ["mine"], teacher.settings
 
 
 def test_an_export_without_mean_has_none(tmp_path):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from jobs import recipe_of, run, run_and_kill
 from torch import nn
 
 from kdstream.display.progress import Display
 from kdstream.errors import UserError
 from kdstream.training.checkpoint import load_checkpoint, save_checkpoint
 from kdstream.training.folder import BEST
-from kdstream.training.metrics import MetricsLog
+from kdstream.training.metrics import MetricsLog, read_metrics
 from kdstream.training.results import Results
 from kdstream.training.state import State
 
@@ -93,3 +95,36 @@ def test_the_students_best_epoch_stands_in_for_a_cohorts(tmp_path):
     other.state.best["network"] = "peer1"
     with pytest.raises(UserError, match="holds the weights of peer1, not the student's"):
         other.settle_best()
+
+
+def test_it_stops_early_and_a_killed_one_as_one_that_was_not(digits, tmp_path):
+    settings = {"epochs": 8, "student": "jobs:Plain"}
+    run(recipe_of(digits, tmp_path / "whole", **settings))
+    rows = read_metrics(tmp_path / "whole")
+    best, waited, expected = -1.0, 0, 8
+    for row in rows:
+        if row["val/top1"] > best + (1.0 if best >= 0 else 0):
+            best, waited = row["val/top1"], 0
+        else:
+            waited += 1
+        if waited == 2:
+            expected = row["epoch"]
+            break
+    assert expected < 8, "this training never rests: choose another learning rate"
+    stopping = {**settings, "early_stop": {"patience": 2, "min_delta": 1}}
+    (result,) = run(recipe_of(digits, tmp_path / "early", **stopping))
+    assert result["epochs"] == expected
+    assert result["stopped_early"] == {"of": 8, "top1": best, "count": 2}
+    assert result["top1"] == rows[expected - 1]["val/top1"]
+    found = read_metrics(tmp_path / "early")
+    assert [row["val/top1"] for row in found] == [row["val/top1"] for row in rows[:expected]]
+    killed = recipe_of(digits, tmp_path / "killed", **stopping)
+    run_and_kill(killed, "job", 5 * expected - 2)
+    run(killed)
+    weights = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("early", "killed")]
+    assert weights[0] == weights[1]
+    (tmp_path / "killed" / "result.json").unlink()  # killed when all was trained and nothing exported
+    (again,) = run(killed)
+    clock = ("seconds", "images_per_s", "memory")
+    assert {k: v for k, v in again.items() if k not in clock} == {k: v for k, v in result.items() if k not in clock}
+    assert "stopped_early" not in json.loads((tmp_path / "whole" / "result.json").read_text())

@@ -8,16 +8,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from distillers import stages
-from jobs import recipe_of
+from jobs import recipe_of, run
 from torch import nn
 
 import kdstream as kd
 from kdstream.data.shards import open_shards
 from kdstream.errors import UserError
 from kdstream.models import build
+from kdstream.models.taps import Tapped
 from kdstream.recipe import make_recipe
 from kdstream.stream import parse_chain
 from kdstream.stream.plan import Plan
+from kdstream.training.checkpoint import load_checkpoint
 from kdstream.training.networks import Teacher
 from kdstream.training.rehearsal import rehearse
 from kdstream.training.setup import set_up, uncoded
@@ -112,3 +114,35 @@ def test_a_network_for_larger_images_is_one_line(digits, tmp_path, settings):
     message = rf"^recipe job: {role} alexnet does not take images of 16x16 \(.*too small\): "
     with pytest.raises(UserError, match=message):
         rehearse(recipe_of(digits, tmp_path, **settings), train, teacher, Accelerator(cpu=True))
+
+
+def test_a_compiled_training_learns_the_same_and_its_keys_are_plain(digits, tmp_path, monkeypatch):
+    compiled, module_compile = [], nn.Module.compile
+
+    def noted(self):
+        compiled.append(self)
+        module_compile(self, backend="eager")  # the compiler's own code takes a minute
+
+    monkeypatch.setattr(nn.Module, "compile", noted)
+    settings = {"epochs": 1, "ema": 0.9}
+    for wanted in (False, True):
+        run(recipe_of(digits, tmp_path / str(wanted), **settings, compile=wanted))
+    assert [type(one) for one in compiled] == [Tapped]
+    for name in ("last.pt", "best.pt"):
+        one, two = (load_checkpoint(tmp_path / str(wanted) / name) for wanted in (False, True))
+        assert one.keys() == two.keys()
+        for part in {"distiller", "ema", "state"} & one.keys():
+            assert one[part].keys() == two[part].keys()
+            torch.testing.assert_close(one[part], two[part])
+    torch.compiler.reset()
+
+
+def test_a_compiler_that_fails_is_one_line(digits, tmp_path, monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no g++ here\nand a page of its own")
+
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend=broken))
+    with pytest.raises(UserError, match=r"torch\.compile fails here \(.*no g\+\+ here .*: set compile=false"):
+        run(recipe_of(digits, tmp_path, epochs=1, student="jobs:Plain", compile=True))
+    torch.compiler.reset()

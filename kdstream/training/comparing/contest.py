@@ -161,7 +161,7 @@ def try_all(
             if recipe.teacher is not None and teacher is None:
                 teaching = teacher_recipe(recipe)
                 if teaching is None:
-                    teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
+                    teacher = make_teacher(recipe.teacher, train.num_classes, train.classes, train)
                 else:
                     teacher = rehearse(teaching, train, None, accelerator, val)
             rehearse(recipe, train, teacher if recipe.teacher is not None else None, accelerator, val)

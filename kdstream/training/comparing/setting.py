@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.errors import UserError
+from kdstream.models import from_hf
 from kdstream.models.pretrained import brings_weights
 from kdstream.objectives.loss import OBJECTIVES
 from kdstream.recipe import Recipe, make_recipe, merge, model_of
@@ -160,7 +161,7 @@ def read_setting(place: str, teacher: str | None, student: str | None, overrides
                 f"which {role}? name a network, as --{role} {'resnet34' if role == 'teacher' else 'resnet18'}"
             )
     wanted = settings["teacher"]
-    if "train" not in wanted and not wanted.get("weights"):
+    if "train" not in wanted and not wanted.get("weights") and not str(wanted["model"]).startswith(from_hf.PREFIX):
         settings["teacher"] = {**wanted, "train": {}}
         if brings_weights(str(wanted["model"]), wanted.get("options") or {}):
             notes.append("teacher.train={}: its last layer is new; teacher.train=null takes it as it is")

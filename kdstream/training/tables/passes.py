@@ -247,7 +247,7 @@ class Passes:
         recipe = _recipe(cell)
         if cell.of_teacher and cell.given and "key" in done.result:
             assert recipe.teacher is not None
-            return make_teacher(recipe.teacher, images.num_classes, images.classes)
+            return make_teacher(recipe.teacher, images.num_classes, images.classes, images)
         role = recipe.teacher if cell.of_teacher else recipe.student
         assert role is not None
         return make_teacher(_exported(done.folder, role.model), images.num_classes, images.classes)
@@ -257,7 +257,7 @@ class Passes:
         wanted, teaching = recipe.teacher, cell.teaching()
         assert wanted is not None
         if teaching is None or cell.given:
-            return make_teacher(wanted, images.num_classes, images.classes)
+            return make_teacher(wanted, images.num_classes, images.classes, images)
         if (done := self.finished.teacher(teaching)) is None:
             raise NotHere(f"its teacher {wanted.model} is not here")
         return make_teacher(_exported(done.folder, wanted.model), images.num_classes, images.classes)

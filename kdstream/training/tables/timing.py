@@ -48,7 +48,7 @@ def seconds_per_epoch(recipe: Recipe, accelerator: Accelerator, steps: int = STE
     if recipe.teacher is not None:
         teaching = teacher_recipe(recipe)
         if teaching is None:
-            teacher = make_teacher(recipe.teacher, train.num_classes, train.classes)
+            teacher = make_teacher(recipe.teacher, train.num_classes, train.classes, train)
         else:
             teacher = rehearse(settle(teaching, accelerator), train, None, accelerator, val)
     setup = set_up(recipe, train, val, teacher, accelerator)
