@@ -15,7 +15,7 @@ import plain_reports
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "hypothesis", "kdstream.training.job", "torchvision"])
+FORKS.set_forkserver_preload(["pytest", "hypothesis", "kdstream.training.job", "kdstream.jpeg.cpu_kernel", "torchvision"])
 
 
 def together(count: int, function: Callable[..., object], *arguments: Any) -> None:

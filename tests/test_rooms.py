@@ -46,6 +46,7 @@ TESTED_ELSEWHERE = {
     "jpeg/cpu_kernel": "jpeg/test_jpeg_cpu.py: only through cpu.py can its code be compared with the reference",
     "jpeg/part_kernel": "jpeg/test_part.py: only through part.py can its samples be compared with libjpeg's",
     "stream/resize_kernel": "stream/test_boxes.py: only through boxes.py can its views be compared with torchvision's",
+    "stream/sample_kernels": "stream/test_kernels.py: through kernels.py they are compared with their plain forms",
     "jpeg/cuda_kernels": "jpeg/test_jpeg_cuda.py: they need a GPU, or the interpreter that is set up there",
 }
 """Modules without a test file of their name -> why."""

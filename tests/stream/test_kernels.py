@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from processes import alone
 
 from kdstream.stream import kernels
 from kdstream.stream.augment import gathered
@@ -48,3 +49,15 @@ def test_what_a_loop_is_not_for_is_left_to_torch(monkeypatch):
     assert kernels.permuted(key, 2, 0, ROUNDS) is None
     plan = Plan(100, 8, 1)
     assert [part.tolist() for part in plan.batches(0, [1, 2])] == [plan.batch(0, step).tolist() for step in (1, 2)]
+
+
+def _reads_them() -> None:
+    loops = kernels._kernels()
+    assert [sum(loop.stats.cache_hits.values()) for loop in (loops.permute, loops.crop)] == [1, 1]
+
+
+def test_another_process_reads_what_one_has_compiled():
+    kernels._kernels()
+    process = alone(_reads_them)
+    process.join()
+    assert process.exitcode == 0
