@@ -1,6 +1,6 @@
 """Functions of tests in processes of their own: one that may die, or several that know of one another.
 
-They are forked from a server that has imported torch and kdstream once, which takes seconds.
+They are forked from a server that has imported torch, numba and kdstream once, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import plain_reports
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "hypothesis", "kdstream.training.job", "kdstream.jpeg.cpu_kernel", "torchvision"])
+FORKS.set_forkserver_preload(
+    ["pytest", "hypothesis", "kdstream.training.job", "kdstream.stream.sample_kernels", "torchvision"]
+)
 
 
 def together(count: int, function: Callable[..., object], *arguments: Any) -> None:
