@@ -32,6 +32,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_was_loaded_stays():
+    """So does what tests import when they run, as numba's functions: the garbage of a training is a tenth of it."""
+    yield
+    if len(gc.get_objects()) > 50_000:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Shards of handwritten digits: 240 to train, 240 to evaluate, 16x16 pixels."""

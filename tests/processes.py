@@ -5,6 +5,7 @@ They are forked from a server that has imported torch, numba and kdstream once, 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -63,4 +64,5 @@ def _settle(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported stays
     plain_reports.install()
