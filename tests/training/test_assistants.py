@@ -26,7 +26,7 @@ from kdstream.training.loop import Trainer
 from kdstream.training.metrics import read_metrics
 
 KD = {"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}}
-CODED = "decode | augment(cifar, pad=1, flip=false) | coded(hkl, delta=50)"
+CODED = "decode | augment(cifar, pad=1, flip=false) | coded(hkl, delta=100)"
 
 
 @pytest.fixture(scope="module")
