@@ -34,6 +34,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _what_was_loaded_stays():
+    """So does what tests import when they run, as numba's functions: the garbage of a training is a tenth of it."""
+    yield
+    if len(gc.get_objects()) > 50_000:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Shards of handwritten digits: 240 to train, 240 to evaluate, 16x16 pixels."""
@@ -75,3 +84,27 @@ def damaged(tmp_path) -> Path:
     (root / "dog" / "cut.png").write_bytes(cut[: len(cut) // 2])
     (root / "dog" / "empty.png").write_bytes(b"")
     return root
+
+
+@pytest.fixture(scope="session")
+def interpreting():
+    """A process in which Triton interprets kernels."""
+    from triton_process import interpreting_process
+
+    with interpreting_process() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def compiling():
+    """A process in which Triton compiles kernels."""
+    from triton_process import compiling_process
+
+    with compiling_process() as pool:
+        yield pool
+
+
+@pytest.fixture
+def kernels(request):
+    """The process in which Triton's kernels run here."""
+    return request.getfixturevalue("compiling" if torch.cuda.is_available() else "interpreting")

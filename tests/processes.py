@@ -1,10 +1,11 @@
 """Functions of tests in processes of their own: one that may die, or several that know of one another.
 
-They are forked from a server that has imported torch and kdstream once, which takes seconds.
+They are forked from a server that has imported torch, numba and kdstream once, which takes seconds.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -15,7 +16,9 @@ import plain_reports
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "hypothesis", "kdstream.training.job", "torchvision"])
+FORKS.set_forkserver_preload(
+    ["pytest", "hypothesis", "kdstream.training.job", "kdstream.stream.sample_kernels", "torchvision"]
+)
 
 
 def together(count: int, function: Callable[..., object], *arguments: Any) -> None:
@@ -61,4 +64,5 @@ def _settle(environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported stays
     plain_reports.install()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ TESTED_ELSEWHERE = {
     "jpeg/cpu_kernel": "jpeg/test_jpeg_cpu.py: only through cpu.py can its code be compared with the reference",
     "jpeg/part_kernel": "jpeg/test_part.py: only through part.py can its samples be compared with libjpeg's",
     "stream/resize_kernel": "stream/test_boxes.py: only through boxes.py can its views be compared with torchvision's",
+    "stream/sample_kernels": "stream/test_kernels.py: through kernels.py they are compared with their plain forms",
     "jpeg/cuda_kernels": "jpeg/test_jpeg_cuda.py: they need a GPU, or the interpreter that is set up there",
 }
 """Modules without a test file of their name -> why."""
@@ -95,14 +97,20 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+def statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """All below a node, without expressions, of which there are many; nor what is for a type checker's eyes alone."""
+    checked = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    for field in ("orelse",) if checked else ("body", "orelse", "finalbody", "handlers", "cases"):
+        for child in getattr(node, field, ()):
+            if isinstance(child, ast.stmt):
+                yield child
+            yield from statements(child)
+
+
 def imports(file: Path) -> set[str]:
     """The modules of the package that a file imports, anywhere in it, except for the eyes of a type checker alone."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in statements(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -1,16 +1,15 @@
-"""Loops on the processor, made by numba, for what torch has no fast form of: the order of samples, and crops.
+"""Loops on the processor for what torch has no fast form of: the order of samples, and crops.
 
 Each equals its plain form in torch bit for bit (:func:`kdstream.stream.plan.permute`,
-:func:`kdstream.stream.augment.gathered`), which serves where numba is missing, and on accelerators.
+:func:`kdstream.stream.augment.gathered`), which serves where numba is missing, and on accelerators. numba makes them
+(:mod:`kdstream.stream.sample_kernels`).
 """
 
 from __future__ import annotations
 
-import functools
-import pickle
+import importlib
 import zlib
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ def permuted(position: Tensor, size: int, key: int, rounds: int) -> Tensor | Non
     if not available():
         return None
     value = position.contiguous().clone()
-    _compiled().permute(value.numpy().view(np.uint64), size, key & ((1 << 64) - 1), rounds)
+    _kernels().permute(value.numpy().view(np.uint64), size, key & ((1 << 64) - 1), rounds)
     return value
 
 
@@ -57,106 +56,10 @@ def crop_flip(images: Tensor, key: Tensor, salt: str, pad: int, reflect: bool, f
     result = torch.empty_like(images)
     bits = key.contiguous().numpy().view(np.uint64)
     arrays = images.flatten().numpy(), result.flatten().numpy()
-    _compiled().crop(arrays[0], tuple(images.shape), bits, zlib.crc32(salt.encode()), pad, reflect, flip, arrays[1])
+    _kernels().crop(arrays[0], tuple(images.shape), bits, zlib.crc32(salt.encode()), pad, reflect, flip, arrays[1])
     return result
 
 
-@functools.cache
-def _compiled() -> SimpleNamespace:
-    """The loops, compiled (some seconds) or read from numba's cache on disk."""
-    import numba  # takes long
-    from numba import types
-
-    u64, i64 = np.uint64, np.int64
-    gamma, one, two = u64(0x9E3779B97F4A7C15), u64(0xBF58476D1CE4E5B9), u64(0x94D049BB133111EB)
-    low = u64((1 << 62) - 1)
-
-    @numba.njit(error_model="numpy", nogil=True)
-    def mix(value):  # kdstream.rng.mix
-        value = value + gamma
-        value = (value ^ (value >> u64(30))) * one
-        value = (value ^ (value >> u64(27))) * two
-        return value ^ (value >> u64(31))
-
-    @numba.njit(error_model="numpy", nogil=True)
-    def uniform(stream, number):  # kdstream.rng.uniform
-        return np.float32(mix(stream ^ mix(u64(number))) >> u64(40)) * np.float32(2.0**-24)
-
-    def permute(values, size, key, rounds):
-        a = u64(1)
-        while a * a < u64(size):
-            a += u64(1)
-        b = (u64(size) + a - u64(1)) // a
-        for i in range(len(values)):
-            value = values[i]
-            while True:
-                row, column = value // b, value % b
-                for turn in range(rounds):
-                    if turn % 2 == 0:
-                        row = (row + (mix(mix(column ^ key) + u64(turn)) & low)) % a
-                    else:
-                        column = (column + (mix(mix(row ^ key) + u64(turn)) & low)) % b
-                value = row * b + column
-                if value < u64(size):
-                    break
-            values[i] = value
-
-    @numba.njit(error_model="numpy", nogil=True)
-    def fold(position, length):  # kdstream.stream.augment._fold
-        if length == 1:
-            return i64(0)
-        position = position % (2 * (length - 1))
-        return position if position < length else 2 * (length - 1) - position
-
-    def crop(images, shape, keys, salt, pad, reflect, flip, result):
-        # Flat arrays and unsigned positions: numba asks of every signed one whether it counts from the end.
-        count, planes, height, width = shape
-        columns = np.empty(width, np.uint64)
-        for n in range(count):
-            stream = mix(keys[n] ^ u64(salt))
-            top = i64(uniform(stream, 0) * np.float32(2 * pad + 1)) - pad
-            left = i64(uniform(stream, 1) * np.float32(2 * pad + 1)) - pad
-            mirrored = flip and uniform(stream, 2) < np.float32(0.5)
-            if reflect:
-                for x in range(width):
-                    columns[x] = fold(left + (width - 1 - x if mirrored else x), width)
-            inside = max(0, width - abs(left))  # columns that are not padding
-            begin = min(max(0, left if mirrored else -left), width)
-            from_left = u64(left + width - 1 - begin if mirrored else left + begin)
-            for plane in range(planes):
-                image = (n * planes + plane) * height
-                for y in range(height):
-                    row = fold(top + y, height) if reflect else top + y
-                    source, target = u64((image + row) * width), u64((image + y) * width)
-                    if reflect:
-                        for x in range(width):
-                            result[target + u64(x)] = images[source + columns[u64(x)]]
-                    elif row < 0 or row >= height:
-                        for x in range(width):
-                            result[target + u64(x)] = 0
-                    else:
-                        for x in range(begin):
-                            result[target + u64(x)] = 0
-                        target, source = target + u64(begin), source + from_left
-                        if mirrored:
-                            for x in range(inside):
-                                result[target + u64(x)] = images[source - u64(x)]
-                        else:
-                            for x in range(inside):
-                                result[target + u64(x)] = images[source + u64(x)]
-                        for x in range(inside, width - begin):
-                            result[target + u64(x)] = 0
-
-    def made(function: Any, *arguments: Any) -> Any:
-        try:
-            return numba.njit(types.void(*arguments), error_model="numpy", nogil=True, cache=True)(function)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
-            # numba finds no folder, or it is full, or a file in it is broken.
-            return numba.njit(types.void(*arguments), error_model="numpy", nogil=True)(function)
-
-    shape = types.UniTuple(types.int64, 4)
-    how = (types.uint64[::1], types.int64, types.int64, types.boolean, types.boolean)
-    return SimpleNamespace(
-        permute=made(permute, types.uint64[::1], types.int64, types.uint64, types.int64),
-        crop=made(crop, types.uint8[::1], shape, *how, types.uint8[::1]),
-    )
+def _kernels() -> ModuleType:
+    """The loops, compiled; importing them (and numba) takes long, so it waits for the first call."""
+    return importlib.import_module("kdstream.stream.sample_kernels")

@@ -90,7 +90,8 @@ def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(here, capsys):
     assert "2 cells, 3 seeds each: 4 trainings left, 1 of them teachers', 4 epochs" in said
     assert "4 epochs without an estimate: their data is not here" in said
     assert set(here.rglob("*")) == before
-    assert main(["table", "small.yaml", "--dry-run", "--cell", "resnet14-resnet8:teacher", "--cpu"]) == 0
+    cell = ["--cell", "resnet14-resnet8:teacher"]
+    assert main(["table", "small.yaml", "--dry-run", *cell, "--cpu", "batch_size=8"]) == 0
     said = capsys.readouterr().out
     assert "1 cells, 1 seed each: 1 trainings left" in said
     assert "hours one after the other on this cpu, by 50 steps of each pair" in said

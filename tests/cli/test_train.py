@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from processes import alone
 
 import kdstream
 import kdstream as kd
@@ -423,7 +424,9 @@ def test_a_stage_and_an_objective_of_ones_own(write, tmp_path, monkeypatch, digi
         stream="decode | own_parts:without(3) | augment(cifar, pad=1) | own_parts:invert",
     )
     # In a recipe, with readers of their own, from another working folder than kdstream's.
-    succeed(command("--cpu", recipe, "epochs=2", "workers=1"), tmp_path)
+    process = alone(run_here, ["--cpu", recipe, "epochs=2", "workers=1"], tmp_path)
+    process.join(240)
+    assert process.exitcode == 0, Path("train.err").read_text()
     rows = read_metrics(tmp_path / "runs" / "r,epochs=2")
     assert len(rows) == 2, "the override"
     for row in rows:
@@ -446,7 +449,17 @@ def test_a_stage_and_an_objective_of_ones_own(write, tmp_path, monkeypatch, digi
         assert float(term(kd.Outputs(logits), None, plain)) == pytest.approx(2.302585 + 1000 * int((~keep).sum()))
 
 
-def alone(rank, arguments, folder, port):
+def run_here(arguments, folder):
+    """The command in a process group of its own; what it says goes to train.out and train.err."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "100"
+    for stream, ending in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"train.{ending}", os.O_WRONLY | os.O_CREAT), stream)
+    train.leave(train.main(arguments))
+
+
+def one_of_two(rank, arguments, folder, port):
     """One of two processes that nobody launches but the user's own script."""
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     environment = {**ENVIRONMENT, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -460,7 +473,7 @@ def test_the_end_of_one_process_ends_the_other_with_one_line(write, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [alone(rank, [write(epochs=10_000), "out=out"], tmp_path, port) for rank in (0, 1)]
+    processes = [one_of_two(rank, [write(epochs=10_000), "out=out"], tmp_path, port) for rank in (0, 1)]
     wait_for_a_row(tmp_path / "out", processes[0])
     processes[1].kill()
     _, err = processes[0].communicate(timeout=120)
@@ -473,8 +486,9 @@ def test_the_end_of_one_process_ends_the_other_with_one_line(write, tmp_path):
 
 def wait_for_a_row(folder, process):
     """Until the training has ended an epoch."""
+    ended = process.poll if isinstance(process, subprocess.Popen) else lambda: process.exitcode
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.stat().st_size) and ended() is None and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -509,14 +523,12 @@ def gone(group):
 
 def test_sigterm_to_the_whole_group_saves_and_the_same_command_continues(write, tmp_path, capsys):
     arguments = ["--cpu", write(epochs=16, workers=1, checkpoint_seconds=0), "out=out"]
-    process = subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process = alone(run_here, arguments, tmp_path)
     wait_for_a_row(tmp_path / "out", process)
     os.killpg(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
+    process.join(60)
+    out, err = (Path(f"train.{ending}").read_text() for ending in ("out", "err"))
+    assert process.exitcode == 143, err
     (line,) = err.splitlines()
     assert line.startswith("stopped: r, epoch ")
     assert line.endswith(" of 4 is saved in out; the same command continues")

@@ -38,9 +38,12 @@ def images(name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [(name, 32) for name in MODELS] + [(name, size) for name in FAMILIES for size in (64, 224)]
+    ("name", "size"),
+    [(name, 32) for name in (MODELS if EVERY else FAMILIES)]
+    + [(name, size) for name in FAMILIES for size in (64, 224)[not EVERY :]],
 )
 def test_sizes_and_class_counts(name, size):
+    """(``kdstream models`` runs all names at the smallest of the sizes, in cli/test_models_command.py.)"""
     with torch.device("meta"):
         tapped = Tapped(build(name, 7), ["stem", "block1", "block2", "block3", "penultimate"])
         outputs = tapped(torch.zeros(2, 3, size, size))
@@ -125,7 +128,7 @@ def test_every_parameter_is_trained(name):
     assert not untrained
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if EVERY or name not in ("ShuffleV2", "ResNet50")])
+@pytest.mark.parametrize("name", FAMILIES if EVERY else ["resnet8", "MobileNetV2", "ShuffleV1"])
 def test_one_graph_under_compile(name):
     """The check of the input costs a compiled network nothing: no graph break."""
     module = network(name).eval()

@@ -252,5 +252,6 @@ def test_the_student_that_was_asked_for_is_exported_though_a_peer_is_better(digi
     path.write_text(json.dumps({**result, "network": "peer1", "top1": tops["peer1"]}))
     (tmp_path / "a" / "student.safetensors").unlink()
     again = results(tmp_path / "a")
-    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+    measured = {"seconds": 0, "memory": {}}  # (a process may have taken more by now)
+    assert {**again, **measured} == {**result, **measured}
     assert load_student(tmp_path / "a", trust_code=True).spec["name"] == guesses

@@ -11,8 +11,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from every import EVERY
 from photographs import photograph
-from triton_process import child_process
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 BOXES = [  # height, width, box: smaller, larger and as large as a view; one row; one pixel
@@ -42,28 +42,27 @@ def cut_here(images: list[np.ndarray], apart: set[int], size: int, interpolation
         return cuda_boxes.cut(pixels.to(device), places, others, size, interpolation).cpu().numpy()
 
 
-def test_views_are_torchvision_s():
+def test_views_are_torchvision_s(kernels):
     # Slow to import, and the child processes do not need them.
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 
     images = [np.array(photograph(h, w, n)).transpose(2, 0, 1) for n, (h, w, _) in enumerate(BOXES)]
-    with child_process(interpret=not torch.cuda.is_available()) as pool:
-        for interpolation, size, tile, count, apart in (
-            ("bilinear", 16, 16, 5, {1, 4}),
-            ("bicubic", 16, 16, 2, {0, 1}),
-            ("bilinear", 35, None, 1, set()),
-        ):
-            found = pool.submit(cut_here, images[:count], apart, size, interpolation, tile).result()
-            assert found.shape == (count, 3, size, size)
-            kernel = InterpolationMode(interpolation)
-            for view, image, (_, _, box) in zip(found, images, BOXES, strict=False):
-                expected = tv.resized_crop(torch.from_numpy(image), *box, [size, size], kernel, antialias=True)
-                gap = (torch.from_numpy(view).int() - expected.int()).abs()
-                assert gap.max() <= (1 if interpolation == "bilinear" else 2), (interpolation, size, box)
-                # torchvision rounds twice, after rows and after columns
-                assert gap.float().mean() < 0.3, (interpolation, size, box)
-        assert pool.submit(cut_here, [], set(), 16, "bilinear", None).result().shape == (0, 3, 16, 16)
+    for interpolation, size, tile, count, apart in (
+        ("bilinear", 16, 16, 5, {1, 4}),
+        ("bicubic", 16, 16, 2, {0, 1}),
+        ("bilinear", 35, None, 1, set()),
+    ):
+        found = kernels.submit(cut_here, images[:count], apart, size, interpolation, tile).result()
+        assert found.shape == (count, 3, size, size)
+        kernel = InterpolationMode(interpolation)
+        for view, image, (_, _, box) in zip(found, images, BOXES, strict=False):
+            expected = tv.resized_crop(torch.from_numpy(image), *box, [size, size], kernel, antialias=True)
+            gap = (torch.from_numpy(view).int() - expected.int()).abs()
+            assert gap.max() <= (1 if interpolation == "bilinear" else 2), (interpolation, size, box)
+            # torchvision rounds twice, after rows and after columns
+            assert gap.float().mean() < 0.3, (interpolation, size, box)
+    assert kernels.submit(cut_here, [], set(), 16, "bilinear", None).result().shape == (0, 3, 16, 16)
 
 
 def compile_for_hopper(bicubic: bool) -> str:
@@ -84,9 +83,8 @@ def compile_for_hopper(bicubic: bool) -> str:
     return str(compiled.asm["ptx"])
 
 
-def test_compiles_for_a_gpu():
-    with child_process(interpret=False) as pool:
-        for bicubic in (False, True):
-            ptx = pool.submit(compile_for_hopper, bicubic).result()
-            assert re.search(r"ld\.global\S*\.(b|u)8", ptx)
-            assert "local" not in ptx  # nothing is spilled
+def test_compiles_for_a_gpu(compiling):
+    for bicubic in (False, True) if EVERY else (True,):
+        ptx = compiling.submit(compile_for_hopper, bicubic).result()
+        assert re.search(r"ld\.global\S*\.(b|u)8", ptx)
+        assert "local" not in ptx  # nothing is spilled

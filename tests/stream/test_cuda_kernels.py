@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from triton_process import child_process
 
 from kdstream.stream.augment import gathered
 
@@ -20,17 +18,14 @@ IMAGES = torch.randint(1, 256, (len(KEYS), 6, 11, 17), dtype=torch.uint8, genera
 def by_kernel(images: Tensor, key: Tensor, pad: int, reflect: bool, flip: bool) -> Tensor:
     from kdstream.stream import cuda_kernels
 
-    return cuda_kernels.crop_flip(images, key, "crop_flip", pad, reflect, flip)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return cuda_kernels.crop_flip(images.to(device), key.to(device), "crop_flip", pad, reflect, flip).cpu()
 
 
-@pytest.fixture(scope="module")
-def kernel():
+@pytest.fixture
+def kernel(kernels):
     """The kernel, for images and keys in main memory."""
-    if torch.cuda.is_available():
-        yield lambda images, key, *rest: by_kernel(images.cuda(), key.cuda(), *rest).cpu()
-        return
-    with child_process(interpret=True) as pool:
-        yield lambda *call: pool.submit(partial(by_kernel, *call)).result()
+    return lambda *call: kernels.submit(by_kernel, *call).result()
 
 
 @pytest.mark.parametrize(
@@ -75,6 +70,5 @@ def compiled_for_hopper() -> int:
     return compiled.metadata.shared if "ptx" in compiled.asm else -1
 
 
-def test_compiles_for_a_gpu():
-    with child_process(interpret=False) as pool:
-        assert pool.submit(compiled_for_hopper).result() == 0
+def test_compiles_for_a_gpu(compiling):
+    assert compiling.submit(compiled_for_hopper).result() == 0

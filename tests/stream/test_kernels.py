@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -48,3 +50,12 @@ def test_what_a_loop_is_not_for_is_left_to_torch(monkeypatch):
     assert kernels.permuted(key, 2, 0, ROUNDS) is None
     plan = Plan(100, 8, 1)
     assert [part.tolist() for part in plan.batches(0, [1, 2])] == [plan.batch(0, step).tolist() for step in (1, 2)]
+
+
+def test_what_was_compiled_is_found_again():
+    """In numba's cache, as the next process does."""
+    compiled = kernels._kernels()
+    again = importlib.util.module_from_spec(compiled.__spec__)
+    compiled.__spec__.loader.exec_module(again)
+    for loop in (again.permute, again.crop):
+        assert sum(loop.stats.cache_hits.values()) == 1

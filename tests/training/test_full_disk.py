@@ -22,7 +22,7 @@ from kdstream.training.metrics import read_metrics, read_speed
 ERRORS = [(errno.ENOSPC, True), (errno.EIO, False), (errno.ENOSPC, False), (errno.EACCES, False), (errno.EDQUOT, True)]
 # KDSTREAM_TEST_FAULTS=1 tries all points, each with the next error of the list; 2 with two of them, and so on.
 EVERY = int(os.environ.get("KDSTREAM_TEST_FAULTS", "0"))
-APART = 13
+APART = 19
 
 
 @pytest.fixture(scope="module")

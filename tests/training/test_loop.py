@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from every import EVERY
 from jobs import run_in_two
 from processes import alone
 from torch import nn
@@ -94,18 +95,21 @@ def test_a_run_leaves_everything_behind(digits, teacher):
     assert student.classes == [str(i) for i in range(10)]
 
 
-@pytest.mark.parametrize(
-    ("loss", "stream"),
-    [
+LEARNING = [
+    ({"ce": 0.1, "kd": 0.9}, "decode | augment(cifar, pad=1) | coded(hkl, delta=50)"),
+    ({"kd": 1.0}, "decode | coded(hkl, delta=50) | augment(cifar, pad=1)"),
+    ({"ce": 1.0, "kd": 0.5, "fitnet": {"weight": 100}}, "decode"),
+]
+if EVERY:
+    LEARNING += [
         ({"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}}, "decode | augment(cifar, pad=1)"),
-        ({"ce": 0.1, "kd": 0.9}, "decode | augment(cifar, pad=1) | coded(hkl, delta=50)"),
-        ({"kd": 1.0}, "decode | coded(hkl, delta=50) | augment(cifar, pad=1)"),
         ({"ce": 1.0, "at": 1000}, "decode | augment(cifar, pad=1) | coded(random(10, 90))"),
-        ({"ce": 1.0, "kd": 0.5, "fitnet": {"weight": 100}}, "decode"),
-    ],
-)
+    ]
+
+
+@pytest.mark.parametrize(("loss", "stream"), LEARNING)
 def test_distillation_learns_plain_and_coded(digits, teacher, tmp_path, loss, stream):
-    recipe = recipe_of(digits, loss=loss, stream=stream, teacher=str(teacher), epochs=8, out=str(tmp_path / "out"))
+    recipe = recipe_of(digits, loss=loss, stream=stream, teacher=str(teacher), epochs=5, out=str(tmp_path / "out"))
     (result,) = job(recipe)
     rows = read_metrics(tmp_path / "out")
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -331,10 +335,11 @@ def test_killed_at_random_instants_it_ends_with_the_same_bits(digits, teacher, t
         checkpoint_seconds=0,
         workers=1,
     )
+    alone(os.getpid).join()  # the server of processes is there, and does not count
     began = time.monotonic()
     finish(recipe, tmp_path / "whole")
     length = time.monotonic() - began
-    wanted, kills, instants = int(os.environ.get("KDSTREAM_TEST_KILLS", "4")), 0, random.Random(0)
+    wanted, kills, instants = int(os.environ.get("KDSTREAM_TEST_KILLS", "3")), 0, random.Random(0)
     while kills < wanted:
         process = alone(job, recipe.model_copy(update={"out": str(tmp_path / "cut")}))
         process.join(instants.uniform(0.02, 1.0) * length * min(0.5, 5 / wanted))

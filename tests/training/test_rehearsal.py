@@ -271,8 +271,8 @@ def test_training_is_the_same_without_it(digits, tmp_path, monkeypatch):
         loss = {**KD, "fitnet": 1, "crd": {"nce_k": 16}}
         run(
             recipe_of(
-                digits, tmp_path / name / "job", teacher=TRAINED, loss=loss, stream=CODED,
-                assistants=["resnet8x4"], epochs=1,
+                digits, tmp_path / name / "job", teacher={**TRAINED, "model": "resnet8"}, loss=loss, stream=CODED,
+                assistants=["resnet8"], epochs=1,
             )
         )  # fmt: skip
     ours, theirs = (

@@ -141,8 +141,11 @@ def fit(recipe: Recipe, folder: Path, accelerator: Accelerator, stop_at: int | N
 
 
 def fit_in_pieces(recipe: Recipe, folder: Path, accelerator: Accelerator) -> int:
-    """Stop at every step of the optimizer, and continue; how often it stopped."""
-    stops = 0
+    """Stop at every step of the optimizer, and continue; how often it stopped.
+
+    A piece decodes what it needs, not the whole data set beforehand.
+    """
+    recipe, stops = recipe.model_copy(update={"cache": "off"}), 0
     while True:
         try:
             fit(recipe, folder, accelerator, stop_at=0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import maps
 from distillers import stages
+from processes import together
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,25 +69,21 @@ def gathered(rank: int) -> Tensor:
     return own.grad / 2  # the processes' mean
 
 
-def of_two(rank: int, folder: str) -> None:
+def of_two(folder: Path) -> None:
     """One of two processes."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        found = {"gathered": gathered(rank)}
-        found |= {name: learnt(name, rank, 2) for name in OBJECTIVES}
-        found |= {f"{name} local": learnt(name, rank, 2, "local") for name in RELATED}
-        torch.save(found, f"{folder}/{rank}.pt")
-        torch.distributed.barrier()  # neither goes while the other still talks to it
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    found = {"gathered": gathered(rank)}
+    found |= {name: learnt(name, rank, 2) for name in OBJECTIVES}
+    found |= {f"{name} local": learnt(name, rank, 2, "local") for name in RELATED}
+    torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(of_two, args=(str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    together(2, of_two, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def test_alone_nothing_happens():
