@@ -104,8 +104,12 @@ class Apart:
         self._process = context.Process(target=_serve, args=(name, asked, threads, there))
         self._process.start()
         there.close()
-        self.mean: float = self._answer()
-        """Grey level of all that it gave."""
+        try:
+            self.mean: float = self._answer()
+            """Grey level of all that it gave."""
+        except UserError:
+            self.close()
+            raise
 
     def _answer(self) -> Any:
         try:

@@ -334,6 +334,12 @@ def test_every_loader_goes_once_through_the_set(benches, tmp_path):
     assert "from 0 to 1" in benches.stream._wrong(batches[0] // 128, asked)
 
 
+def test_a_loader_that_fails_says_why(benches, tmp_path):
+    asked = benches.loaders.Asked(tmp_path, False, 32, 8, 1)
+    with pytest.raises(benches.stream.UserError, match="torchvision, in memory: ValueError: need at least one array"):
+        benches.stream.Apart("torchvision, in memory", asked, 1)
+
+
 def test_cpu_time_counts_processes_of_the_loader(benches):
     before = benches.stream.cpu_seconds()
     subprocess.run([sys.executable, "-S", "-c", "sum(range(2 * 10**7))"], check=True)
