@@ -304,7 +304,7 @@ def _table(work: Work, rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         shown = [str(Ratio(**row[kind])) for kind in ("wall", "cpu")]
         target = "" if row["target"] is None else f">= {row['target']:g}"
         ours = row["loader"] == work.ours
-        figures = (f"{row['images_per_second']:,.0f}", f"{row['cpu_ms_an_image']:.3f}")
+        figures = (f"{row['images_per_second']:,.0f}", f"{row['cpu_ms_an_image']:.3g}")
         table.add_row(row["loader"], row["version"], *figures, *(("", "") if ours else shown), target)
     return table
 
