@@ -25,6 +25,7 @@ NAMES = {
     "coded": "a training step with the coded teacher, online and with a plan, beside plain KD",
     "taps": "forward and backward passes with all taps beside none",
     "plan": "plan and index of sets of up to a billion samples: time and memory",
+    "stream": "augmented batches from image files, beside torchvision, webdataset, litdata, streaming, spdl and DALI",
     "step": "a training step of every objective beside a KD loop written by hand",
     "gpu": "the data path, the JPEG kernel and training steps on an accelerator",
 }

@@ -39,6 +39,8 @@ BITS = 10
 TABLE_WORDS = (1 << BITS) + 64
 """int32 of one decoding table: the look-up; for longer codes, by length, the first code that is longer (16 bits), where
 their symbols begin; 2 * 17 words, rounded up."""
+WORDS = 8 * TABLE_WORDS + 3 * (4 << BITS)
+"""int32 of all tables: those of the codes, then of AC codes that are passed over, and of two that are read at once."""
 SPARE = 2048
 """Zero bytes after the coded ones: more than a unit of 6 blocks can take, so that only its end need be checked."""
 GOOD, BAD = 0, 1
@@ -63,50 +65,95 @@ _LANE = np.array([2 * positions().index(block) for block in range(LANES)], np.in
 
 
 @_inner
-def _table(given, words, is_dc):
-    """A decoding table of a Huffman table's bytes; BAD where they are none.
+def _table(given, words, begin, is_dc):
+    """A decoding table of a Huffman table's bytes, from words[begin] on; BAD where they are none.
 
-    An entry of the look-up: bits that are used (0 to 5), whether the value's own bits must still be read (6), how far
-    the position in the block goes on before the value (8 to 14), the value, or how many bits it has (16 to 31). 0: the
-    code is longer.
+    An entry of the look-up: bits of the code and of the value after it (0 to 5), bits of the value (8 to 11), bits of
+    the code (16 to 20), how far the position in the block goes on before the value (24 to 30). 0: the code is longer.
     """
-    for i in range(1 << BITS):
+    for i in range(begin, begin + (1 << BITS)):
         words[i] = 0
-    first, symbol, code = 1 << BITS, 16, 0
+    first, symbol, code = begin + (1 << BITS), 16, 0
     for length in range(1, 17):
         count = np.int64(given[length - 1])
         words[first + 20 + length] = symbol - code
         for _ in range(count):
             if code >= 1 << length:
                 return BAD
-            value = np.int64(given[symbol])
-            size = value if is_dc else value & 15
-            if size > 15 or symbol >= 272:
+            entry = _entry_of(np.int64(given[symbol]), length, is_dc)
+            if entry < 0 or symbol >= 272:
                 return BAD
-            skip = 0 if is_dc else value >> 4
-            if not is_dc and size == 0 and skip < 15:
-                skip = 64  # end of block; runs of more blocks belong to progressive files
             if length <= BITS:
-                start = code << (BITS - length)
-                rest = BITS - length
-                if size == 0:
-                    for i in range(1 << rest):
-                        words[start + i] = length | skip << 8
-                elif size <= rest:
-                    spare = rest - size
-                    for bits in range(1 << size):
-                        level = bits if bits >> (size - 1) else bits - (1 << size) + 1
-                        entry = (length + size) | skip << 8 | level << 16
-                        for i in range(1 << spare):
-                            words[start + (bits << spare) + i] = entry
-                else:
-                    for i in range(1 << rest):
-                        words[start + i] = length | 64 | skip << 8 | size << 16
+                start = begin + (code << (BITS - length))
+                for i in range(start, start + (1 << (BITS - length))):
+                    words[i] = entry
             code += 1
             symbol += 1
         words[first + length] = code << (16 - length)
         code <<= 1
     return GOOD
+
+
+@_inner
+def _level(buffer, entry):
+    """The value after a code, from the buffer that begins with the code. No branches: they would be mispredicted."""
+    size, rest = np.uint64((entry >> 8) & 15), buffer << np.uint64((entry >> 16) & 31)
+    level = np.int64((rest >> np.uint64(1)) >> (np.uint64(63) - size))
+    return level + (~(np.int64(rest) >> np.int64(63)) & (np.int64(1) - (np.int64(1) << np.int64(size))))
+
+
+@_inner
+def _leaps(words, begin, leaps, start):
+    """A table, from leaps[start] on, of how far the position goes on by all codes that the next BITS bits hold.
+
+    An entry: bits of these codes and of the values after them (0 to 5), how far all of them but the last go (8 to 14),
+    how far all of them go (16 to 23). 0: there is no whole code.
+    """
+    for window in range(1 << BITS):
+        used, before, far = 0, 0, 0
+        while used < BITS and far < 64:
+            entry = np.int64(words[np.uint64(begin + ((window << used) & ((1 << BITS) - 1)))])
+            if entry == 0 or (entry >> 16) & 31 > BITS - used:
+                break
+            used += entry & 63
+            before = far
+            far += (entry >> 24) + 1
+        leaps[np.uint64(start + window)] = used | before << 8 | far << 16
+
+
+@_inner
+def _pairs(words, begin, pairs, start):
+    """A table, from pairs[start] on, of the one or two coefficients that the next BITS bits hold with their values.
+
+    An entry: bits of both (0 to 5), how far the position goes before the first (8 to 11), the first's value (16 to 31),
+    how far it goes then (32 to 38), whether there is a second (40), the second's value (48 to 63); without a second its
+    value is 0 and its position the next. 0: not even one, or the end of the block.
+    """
+    for window in range(1 << BITS):
+        one = np.int64(words[np.uint64(begin + window)])
+        used = one & 63
+        pairs[np.uint64(start + window)] = 0
+        if one == 0 or used > BITS or one >> 24 == 64:
+            continue
+        buffer = np.uint64(window) << np.uint64(64 - BITS)
+        entry = used | (one >> 24) << 8 | (_level(buffer, one) & 0xFFFF) << 16 | 1 << 32
+        other = np.int64(words[np.uint64(begin + ((window << used) & ((1 << BITS) - 1)))])
+        if other != 0 and used + (other & 63) <= BITS:
+            entry += (other & 63) | (other >> 24) << 32 | 1 << 40
+            entry |= _level(buffer << np.uint64(used), other) << 48
+        pairs[np.uint64(start + window)] = entry
+
+
+@_inner
+def _entry_of(value, length, is_dc):
+    """The entry of a symbol whose code has so many bits; negative where there is no such symbol."""
+    size = value if is_dc else value & 15
+    if size > 15:
+        return -1
+    skip = 0 if is_dc else value >> 4
+    if not is_dc and size == 0 and skip < 15:
+        skip = 64  # end of block; runs of more blocks belong to progressive files
+    return (length + size) | size << 8 | length << 16 | skip << 24
 
 
 @_inner
@@ -178,21 +225,16 @@ def _clean(data, start, end, clean, segments):
 
 
 @_inner
-def _long(words, window, is_dc, huffman):
-    """(bits, skip, size) of a code longer than BITS, from the next 16 bits; 0 bits where there is no such code."""
-    first = 1 << BITS
+def _long(words, begin, buffer, is_dc, given):
+    """The entry of a code longer than BITS that the buffer begins with; 0 where there is no such code."""
+    first, window = np.int64(begin) + (1 << BITS), np.int64(buffer >> np.uint64(48))
     for length in range(BITS + 1, 17):
         if window < words[first + length]:
             symbol = np.int64(words[first + 20 + length]) + (window >> (16 - length))
             if symbol < 16 or symbol >= 272:
-                return 0, 0, 0
-            value = np.int64(huffman[symbol])
-            size = value if is_dc else value & 15
-            skip = 0 if is_dc else value >> 4
-            if not is_dc and size == 0 and skip < 15:
-                skip = 64
-            return length, skip, size
-    return 0, 0, 0
+                return 0
+            return max(_entry_of(np.int64(given[symbol]), length, is_dc), 0)
+    return 0
 
 
 @_inner
@@ -241,16 +283,25 @@ def _decode(data, end, header, tables, steps, place, planes, workspace):
         total += sampling[c, 1] * groups[c] * (PLANE // 2)
     work = workspace
     first_word = work + PLANE
-    coefficients = first_word + 8 * TABLE_WORDS * 4
+    coefficients = first_word + WORDS * 4
     clean = coefficients + 2 * total
     units = across * down
-    words = numba.carray(at(first_word), (8, TABLE_WORDS), np.int32)
+    words = numba.carray(at(first_word), (8 * TABLE_WORDS,), np.int32)
+    leaps = numba.carray(at(first_word + 8 * TABLE_WORDS * 4), (4 << BITS,), np.int32)
+    pairs = numba.carray(at(first_word + 8 * TABLE_WORDS * 4 + (16 << BITS)), (4 << BITS,), np.int64)
     values = numba.carray(at(coefficients), (total,), np.int16)
+    made = 0
     for c in range(count):
         for kind in range(2):
             row = header[8 + 5 * c + kind]
-            if _table(tables[row], words[row], kind == 0) == BAD:
+            if made >> row & 1:
+                continue
+            made |= 1 << row
+            if _table(tables[row], words, row * TABLE_WORDS, kind == 0) == BAD:
                 return BAD
+            if kind == 1:
+                _leaps(words, row * TABLE_WORDS, leaps, (row - 4) << BITS)
+                _pairs(words, row * TABLE_WORDS, pairs, (row - 4) << BITS)
     segments = np.empty(-(-units // restart) + 1 if restart else 1, np.int64)
     length, parts = _clean(data, scan, end, clean, segments)
     if parts < 1:
@@ -262,15 +313,17 @@ def _decode(data, end, header, tables, steps, place, planes, workspace):
     # The blocks of a unit: component, row and column in it.
     blocks = 0
     of, sub_row, sub_column = np.empty(6, np.int64), np.empty(6, np.int64), np.empty(6, np.int64)
+    dc, ac, skip, step = np.empty(6, np.uint64), np.empty(6, np.uint64), np.empty(6, np.uint64), np.empty(6, np.uint64)
+    scaled = np.empty(3 * 64, np.int32)  # one after another: a part of an array costs the counting of references
     for c in range(count):
+        for k in range(64):
+            scaled[64 * c + k] = steps[header[7 + 5 * c], k]
         for r in range(sampling[c, 1]):
             for s in range(sampling[c, 0]):
                 of[blocks], sub_row[blocks], sub_column[blocks] = c, r, s
+                dc[blocks], ac[blocks] = header[8 + 5 * c] * TABLE_WORDS, header[9 + 5 * c] * TABLE_WORDS
+                step[blocks], skip[blocks] = 64 * c, (header[9 + 5 * c] - 4) << BITS
                 blocks += 1
-    scaled = np.zeros((3, 128), np.int32)
-    for c in range(count):
-        for k in range(64):
-            scaled[c, k] = steps[header[7 + 5 * c], k]
 
     predicted = np.zeros(3, np.int32)
     buffer, bits, position = np.uint64(0), np.uint64(0), clean
@@ -303,100 +356,83 @@ def _decode(data, end, header, tables, steps, place, planes, workspace):
             inside = inside_row and left <= column < right
             for b in range(blocks):
                 c = of[b]
-                dc, ac = words[header[8 + 5 * c]], words[header[9 + 5 * c]]
+                begin, leap = ac[b], skip[b]
                 if bits < np.uint64(32):
                     buffer |= load_64(position) >> bits
                     position += np.int64((np.uint64(63) - bits) >> np.uint64(3))
                     bits |= np.uint64(56)
-                entry = np.int64(dc[buffer >> look])
-                size = 0
+                entry = np.int64(words[dc[b] + (buffer >> look)])
                 if entry == 0:
-                    used, skip, size = _long(dc, np.int64(buffer >> np.uint64(48)), True, tables[header[8 + 5 * c]])
-                    if used == 0:
+                    entry = _long(words, dc[b], buffer, True, tables[header[8 + 5 * c]])
+                    if entry == 0:
                         return BAD
-                    level = 0
-                else:
-                    used = entry & 63
-                    level = entry >> 16
-                    if entry & 64:
-                        size = level
-                        level = 0
-                buffer <<= np.uint64(used)
-                bits -= np.uint64(used)
-                if size:
-                    level = np.int64(buffer >> np.uint64(64 - size))
-                    if level < 1 << (size - 1):
-                        level += 1 - (1 << size)
-                    buffer <<= np.uint64(size)
-                    bits -= np.uint64(size)
-                predicted[c] += level
+                predicted[c] += _level(buffer, entry)
+                buffer <<= np.uint64(entry & 63)
+                bits -= np.uint64(entry & 63)
+                k = 1
                 if inside:
-                    step = scaled[c]
+                    scale = step[b]
                     j = (column - left) * sampling[c, 0] + sub_column[b]
                     start = np.uint64(base[c] + (sub_row[b] * groups[c] + j // LANES) * (PLANE // 2) + _LANE[j % LANES])
-                    values[start] = np.int16(predicted[c] * step[0])
-                    k = 1
+                    values[start] = np.int16(predicted[c] * scaled[scale])
                     while k < 64:
                         if bits < np.uint64(32):
                             buffer |= load_64(position) >> bits
                             position += np.int64((np.uint64(63) - bits) >> np.uint64(3))
                             bits |= np.uint64(56)
-                        entry = np.int64(ac[buffer >> look])
-                        if entry & 64 or entry == 0:
-                            if entry == 0:
-                                used, skip, size = _long(
-                                    ac, np.int64(buffer >> np.uint64(48)), False, tables[header[9 + 5 * c]]
-                                )
-                                if used == 0:
-                                    return BAD
-                            else:
-                                used, skip, size = entry & 63, (entry >> 8) & 127, entry >> 16
-                            buffer <<= np.uint64(used)
-                            level = 0
-                            if size:
-                                level = np.int64(buffer >> np.uint64(64 - size))
-                                if level < 1 << (size - 1):
-                                    level += 1 - (1 << size)
-                                buffer <<= np.uint64(size)
-                            bits -= np.uint64(used + size)
-                            k += skip
-                        else:
-                            used = entry & 63
-                            buffer <<= np.uint64(used)
-                            bits -= np.uint64(used)
-                            k += (entry >> 8) & 127
-                            level = entry >> 16
-                        if level != 0:
+                        entry = pairs[leap + (buffer >> look)]
+                        if entry != 0 and k + ((entry >> 8) & 15) < 63:  # else the block may end before the second
+                            buffer <<= np.uint64(entry & 63)
+                            bits -= np.uint64(entry & 63)
+                            k += (entry >> 8) & 15
+                            level = (entry << 32) >> 48
+                            values[start + np.uint64(PLACES[np.uint64(k)])] = np.int16(
+                                level * scaled[scale + np.uint64(k)]
+                            )
+                            k += (entry >> 32) & 127
+                            level = entry >> 48
                             if k > 63:
+                                if level != 0:
+                                    return BAD
+                                break
+                            values[start + np.uint64(PLACES[np.uint64(k)])] = np.int16(
+                                level * scaled[scale + np.uint64(k)]
+                            )
+                            k += (entry >> 40) & 1
+                            continue
+                        entry = np.int64(words[begin + (buffer >> look)])
+                        if entry == 0:
+                            entry = _long(words, begin, buffer, False, tables[header[9 + 5 * c]])
+                            if entry == 0:
                                 return BAD
-                            values[start + np.uint64(PLACES[np.uint64(k)])] = np.int16(level * step[np.uint64(k)])
+                        level = _level(buffer, entry)
+                        buffer <<= np.uint64(entry & 63)
+                        bits -= np.uint64(entry & 63)
+                        k += entry >> 24
+                        if k > 63:
+                            if level != 0:
+                                return BAD
+                            break
+                        values[start + np.uint64(PLACES[np.uint64(k)])] = np.int16(level * scaled[scale + np.uint64(k)])
                         k += 1
                 else:
-                    k = 1
                     while k < 64:
                         if bits < np.uint64(32):
                             buffer |= load_64(position) >> bits
                             position += np.int64((np.uint64(63) - bits) >> np.uint64(3))
                             bits |= np.uint64(56)
-                        entry = np.int64(ac[buffer >> look])
-                        if entry & 64 or entry == 0:
+                        entry = np.int64(leaps[leap + (buffer >> look)])
+                        far = entry >> 16
+                        if entry == 0 or k + ((entry >> 8) & 127) > 63:  # the block may end before the last code
+                            entry = np.int64(words[begin + (buffer >> look)])
                             if entry == 0:
-                                used, skip, size = _long(
-                                    ac, np.int64(buffer >> np.uint64(48)), False, tables[header[9 + 5 * c]]
-                                )
-                                if used == 0:
+                                entry = _long(words, begin, buffer, False, tables[header[9 + 5 * c]])
+                                if entry == 0:
                                     return BAD
-                            else:
-                                used, skip, size = entry & 63, (entry >> 8) & 127, entry >> 16
-                            used += size
-                            k += skip + 1
-                            buffer <<= np.uint64(used)
-                            bits -= np.uint64(used)
-                        else:
-                            used = entry & 63
-                            buffer <<= np.uint64(used)
-                            bits -= np.uint64(used)
-                            k += ((entry >> 8) & 127) + 1
+                            far = (entry >> 24) + 1
+                        buffer <<= np.uint64(entry & 63)
+                        bits -= np.uint64(entry & 63)
+                        k += far
             if 8 * (position - limit) > np.int64(bits):
                 return BAD  # more was read than there is
         if inside_row:
@@ -407,7 +443,7 @@ def _decode(data, end, header, tables, steps, place, planes, workspace):
 def workspace(wide: int, sampling: tuple[tuple[int, int], ...], size: int) -> int:
     """Bytes that :func:`decode` needs beside the planes, for so many units across of a file of ``size`` bytes."""
     groups = sum(v * -(-wide * h // LANES) for h, v in sampling)
-    return PLANE * (1 + groups) + 8 * TABLE_WORDS * 4 + size + SPARE + 64
+    return PLANE * (1 + groups) + WORDS * 4 + size + SPARE + 64
 
 
 def row_bytes(wide: int, horizontal: int) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes  # noqa: F401  # the server that bench stream's processes are forked from
 import pytest
 import torch
 from commands import modules_that_help_loads, refused, run_from_a_clone
@@ -27,7 +30,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
 @pytest.fixture
 def benches():
     """The files of the benches by name."""
-    names = ("measure", "jpeg", "coded", "plan", "step", "taps", "others", "gpu")
+    names = ("measure", "jpeg", "coded", "plan", "step", "taps", "others", "gpu", "stream", "loaders")
     return SimpleNamespace(**{name: importlib.import_module(f"kdstream.benches.{name}") for name in names})
 
 
@@ -264,6 +267,86 @@ def test_plan_opens_sets_that_are_mostly_holes(run, tmp_path):
         assert row["mapped_bytes"] > 0
 
 
+SMALL_SET = ("--images", 8, "--batch", 4, "--workers", 1, "--seconds", 0)
+
+
+def test_stream_table_and_json(run, tmp_path):
+    file = tmp_path / "stream.json"
+    works = ("--work", "photographs,cached", "--peers", "torchvision,dali")
+    code, out, error = run("stream", *works, *SMALL_SET, "--json", file)
+    assert (code, error) == (0, "")
+    photographs, cached = json.loads(file.read_text())["works"]
+    assert (photographs["images"], photographs["batch"], photographs["failed"]) == (8, 4, {})
+    assert [row["loader"] for row in photographs["loaders"]][:2] == ["kdstream", "torchvision"]
+    assert [row["loader"] for row in cached["loaders"]] == ["kdstream, cached", "torchvision, in memory"]
+    assert [row["target"] for row in cached["loaders"]] == [None, 20]
+    for row in photographs["loaders"] + cached["loaders"]:
+        assert 0 < row["wall"]["low"] <= row["wall"]["median"] <= row["wall"]["high"]
+        line = next(line for line in out.splitlines() if line.strip().startswith(f"{row['loader']}  "))
+        assert f" {row['images_per_second']:,.0f} " in line
+
+
+def test_stream_says_what_each_took_and_who_gave_something_else(benches, run, clock, monkeypatch, tmp_path):
+    took = {"kdstream": (1, 2), "torchvision": (2, 6), "webdataset": (3, 8), "torchvision.io": (1, 1)}
+
+    class Apart:
+        def __init__(self, name, asked, threads):
+            if name == "webdataset":
+                raise benches.stream.UserError("webdataset: no reason")
+            self.name, self.mean, self.passes = name, 100 + 20 * (name == "torchvision.io"), 0
+
+        def go(self):
+            clock(1)
+            self.passes += 1  # every pass takes longer, for all of them
+            return benches.stream.Pass(*(self.passes * seconds / 1000 for seconds in took[self.name]))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(benches.stream, "Apart", Apart)
+    monkeypatch.setattr(benches.stream, "_write", lambda *_: 1000)
+    file, names = tmp_path / "stream.json", "torchvision,torchvision.io,webdataset"
+    code, out, error = run("stream", "--work", "photographs", "--peers", names, "--seconds", 0, "--json", file)
+    assert (code, error) == (0, "")
+    (work,) = json.loads(file.read_text())["works"]
+    assert work["failed"].keys() == {"webdataset", "torchvision.io"}
+    assert "no reason" in out
+    assert "20 off kdstream's" in out
+    ours, other = work["loaders"]
+    assert (ours["images_per_second"], ours["cpu_ms_an_image"]) == pytest.approx((500, 4))
+    assert (other["wall"]["median"], other["cpu"]["median"], other["cpu"]["rounds"]) == pytest.approx((2, 3, 3))
+    assert other["target"] == 2.5
+
+
+def test_every_loader_goes_once_through_the_set(benches, tmp_path):
+    work = replace(benches.stream.WORKS["small"], images=24)
+    benches.stream._write(work, tmp_path, None, 1)
+    asked = benches.loaders.Asked(tmp_path, False, 32, 8, 1)
+    means = {}
+    for name in benches.loaders.LOADERS:
+        if benches.stream._version(name) is None or name == "spdl":  # which may lack FFmpeg
+            continue
+        batches = list(benches.loaders.LOADERS[name].make(asked)())
+        assert [benches.stream._wrong(batch, asked) for batch in batches] == [None] * 3, name
+        means[name] = torch.cat(batches).float().mean().item()
+    assert means.keys() >= {"kdstream", "kdstream, cached", "torchvision", "torchvision.io", "webdataset"}
+    assert max(means.values()) - min(means.values()) < benches.stream.MOST_GAP, means
+    assert "gives (8, 3, 32, 32) torch.float32" in benches.stream._wrong(torch.zeros(8, 3, 32, 32), asked)
+    assert "from 0 to 1" in benches.stream._wrong(batches[0] // 128, asked)
+
+
+def test_a_loader_that_fails_says_why(benches, tmp_path):
+    asked = benches.loaders.Asked(tmp_path, False, 32, 8, 1)
+    with pytest.raises(benches.stream.UserError, match="torchvision, in memory: ValueError: need at least one array"):
+        benches.stream.Apart("torchvision, in memory", asked, 1)
+
+
+def test_cpu_time_counts_processes_of_the_loader(benches):
+    before = benches.stream.cpu_seconds()
+    subprocess.run([sys.executable, "-S", "-c", "sum(range(2 * 10**7))"], check=True)
+    assert benches.stream.cpu_seconds() - before > 0.1
+
+
 def test_step_says_which_objective_is_not_for_the_pair(run):
     code, out, _ = run("step", *PAIR[:2], "--student", "resnet8x4", *PAIR[4:], "--objectives", "fsp", "--seconds", 0)
     assert code == 0
@@ -317,6 +400,10 @@ def test_a_step_trains_the_student_and_its_loss_alone_does_not(benches):
         (["jpeg", "--seconds", "-1"], "'-1' is not a number of seconds"),
         (["coded", "--teacher", "resnet57"], "did you mean"),
         (["plan", "--samples", "many"], "'many' is no list of numbers of samples"),
+        (["stream", "--peers", "dalli"], "did you mean 'dali'?"),
+        (["stream", "--work", "cache"], "did you mean 'cached'?"),
+        (["stream", "--data", "no/such/folder"], "there is no such folder"),
+        (["stream", "--images", "10"], "a pass has at least one batch"),
         (["coded", "--delta", "101"], "1 to 100"),
         (["coded", "--json", "no/such/folder/a.json"], "no/such/folder/a.json"),
     ],
