@@ -165,7 +165,7 @@ class Passes:
         files = self._corrupted(recipe, corruption)
         if files:
             names = [one.fingerprint for one in files.values()]
-            remark = f"corrupted images: those of {next(iter(files.values())).path}"
+            remark = f"corrupted images: those of the data set {next(iter(files.values())).name}"
         else:
             names = ["made here"]
             remark = (

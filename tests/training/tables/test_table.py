@@ -124,6 +124,8 @@ def test_every_table_of_kdstream_is_in_order(name):
     table = load_table(name)
     assert table.title
     trained = [cell for cell in expand(table) if cell.recipe is not None]
+    for cell in trained:  # as a row and a column with the same key would not be
+        assert split_cell(cell.key, table.rows, table.columns, name) == (cell.row, cell.column)
     for cell in trained[:: max(len(trained) // 2, 1)]:  # test_every_cell.py sets all of them up
         for recipe in filter(None, (cell.recipe, cell.teaching())):
             check(recipe)
