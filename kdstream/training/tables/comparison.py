@@ -246,7 +246,7 @@ def _shown(one: Compared | None) -> Shown:
             cost += f", {format_seconds(one.seconds_lacking)}"
         missing = f"lacks {one.seeds_lacking}: {cost}" if one.epochs_lacking else "lacks an evaluation"
     if cell.recipe is not None and one.why_not:
-        missing = ", ".join(filter(None, [missing, f"{cell.measure}: {one.why_not}"]))
+        missing = ", ".join(filter(None, [missing, f"{cell.measure.partition(':')[0]}: {one.why_not}"]))
     return Shown(
         printed="" if cell.printed is None else cell.printed.text,
         last="" if one.last is None else _text(one.last, cell),

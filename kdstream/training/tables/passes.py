@@ -402,7 +402,7 @@ class Passes:
         if other is None or other.recipe is None:
             raise NotHere(f"the attack is on {source}, which nothing in the table trains")
         if (one := self.finished.of(other).get(done.seed)) is None:
-            raise NotHere(f"the attack is on {source}, which is not trained by seed {done.seed} yet")
+            raise NotHere(f"needs {source} by seed {done.seed}, which is attacked")
         return lambda: self._network(other, one, images), _weights(one)
 
     def _teachers_name(self, cell: Cell, wanted: Wanted | None) -> str:
