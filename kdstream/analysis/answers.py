@@ -31,7 +31,7 @@ def look_at(
     """Everything that is told of a network's answers at temperature 1, in plain JSON values.
 
     Args:
-        network: images float [n,3,H,W], standardised -> logits [n,C]; on ``device``, in eval mode.
+        network: images [n,3,H,W], as the batches have them -> logits [n,C]; on ``device``, in eval mode.
         batches: of two images at least, in all.
         classes: C names.
         device: of images and networks.

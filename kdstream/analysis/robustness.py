@@ -140,7 +140,7 @@ def corrupting(batches: Iterable[Batch], corruption: str, severity: int, corrupt
             images = to_bytes(batch.image).permute(0, 2, 3, 1).cpu().numpy()
             if min(images.shape[1:3]) < SMALLEST:
                 side = f"{images.shape[1]} x {images.shape[2]}"
-                raise UserError(f"images of {side} pixels: corruptions are made from {SMALLEST} on; --size cuts larger")
+                raise UserError(f"images of {side} pixels: corruptions are made from {SMALLEST} on, cut them larger")
             made = []
             for image, index in zip(images, batch.index.tolist(), strict=True):
                 np.random.seed((kind + index) % 2**32)  # the library draws from NumPy's own generator

@@ -29,7 +29,7 @@ class Transfer:
     Attributes:
         names: of them.
         clean: percent of the images that each classifies correctly.
-        images: [target][source]: how many both classify correctly.
+        images: [target][source]: how many both classify correctly; 0 where the source is not attacked.
         shares: [target][source]: percent of those that the target gets wrong when the source is attacked; None where
             there are none.
     """
@@ -78,33 +78,36 @@ def transferability(
     epsilon: float = 0.031,
     step: float = 0.003,
     steps: int = 20,
+    attacked: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Transfer:
-    """Attack every network on what it classifies correctly, and show the result to all.
+    """Attack networks on what they classify correctly, and show the result to all.
 
     Args:
         names: of the networks.
         networks: in eval mode.
         batches: images uint8, or float in [0,1], unaugmented.
         epsilon, step, steps: of :func:`pgd`; the paper's.
+        attacked: numbers of those that are; None = every one.
         advance: told how many more images are done.
     """
     count = len(networks)
+    sources = range(count) if attacked is None else attacked
     total, right = 0, [0] * count
     both, fooled = ([[0] * count for _ in range(count)] for _ in range(2))
     for batch in batches:
         image, label = to_unit(batch.image), batch.label
         correct = [network(image).argmax(1) == label for network in networks]
         total += len(label)
-        for source, network in enumerate(networks):
+        right = [known + int(one.sum()) for known, one in zip(right, correct, strict=True)]
+        for source in sources:
             mine = correct[source]
-            right[source] += int(mine.sum())
             if not mine.any():
                 continue
-            attacked = pgd(network, image[mine], label[mine], epsilon, step, steps)
+            fooling = pgd(networks[source], image[mine], label[mine], epsilon, step, steps)
             for target, other in enumerate(networks):
                 shared = correct[target][mine]
-                wrong = other(attacked).argmax(1) != label[mine]
+                wrong = other(fooling).argmax(1) != label[mine]
                 both[target][source] += int(shared.sum())
                 fooled[target][source] += int((shared & wrong).sum())
         advance(len(label))

@@ -102,12 +102,17 @@ def _report(
     from rich.console import Console
 
     from kdstream.atomic import write_atomic, writing
+    from kdstream.bars import bar_of, progress_bars
     from kdstream.display.claims_page import grid, to_html, to_markdown
     from kdstream.training.tables.claims import as_json, by_verdict, judge
     from kdstream.training.tables.finished import Finished
+    from kdstream.training.tables.passes import Passes
 
     finished = Finished()
-    claims = by_verdict([judge(table, cells[table.name], options.seeds, finished) for table in tables])
+    with progress_bars(Console(stderr=True)) as progress:
+        passes = Passes(finished, bar_of(progress), options.cpu)
+        judged = [judge(table, cells[table.name], options.seeds, finished, passes) for table in tables]
+    claims = by_verdict(judged)
     facts = _facts(claims, finished, overrides, options.seeds)
     page = _page(claims, facts)
     out = options.out
@@ -154,7 +159,7 @@ def _page(claims: Sequence[Claim], facts: list[tuple[str, str]]) -> Any:
 def _lines(claim: Claim) -> list[Any]:
     from kdstream.analysis.spread import Spread
     from kdstream.display.claims_page import ShownLine
-    from kdstream.training.tables.measured import NAMES
+    from kdstream.training.tables.claims import MEASURED
 
     table, found = claim.table, []
     for line in claim.lines:
@@ -176,12 +181,12 @@ def _lines(claim: Claim) -> list[Any]:
             ShownLine(
                 order=" ".join(words),
                 setting=table.columns[line.column].label if len(table.columns) > 1 else "",
-                measure=" ".join(filter(None, [NAMES[line.measure] + ("," if line.unit else ""), line.unit])),
+                measure=" ".join(filter(None, [MEASURED[line.measure][0] + ("," if line.unit else ""), line.unit])),
                 printed=line.order.printed,
                 ours=ours,
                 seeds=0 if difference is None else difference.pairs,
                 verdict=line.verdict,
-                lacking=f"{line.lacking} trainings left" if line.lacking else "",
+                lacking=", ".join(filter(None, [f"{line.lacking} trainings left" * bool(line.lacking), line.why_not])),
                 interval=interval,
                 values=values,
             )

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   kdstream report ckd/table5
   kdstream report ckd/table5 --add /shared/their/runs --out table5.html
   kdstream report ckd/table5 data.path=shards/cifar10 epochs=20
+  kdstream report cmkd/table5 --corrupted shards/cifar100c
 """
 
 
@@ -27,6 +28,13 @@ def _parser() -> CommandParser:
     add_table_options(parser)
     parser.add_argument("--add", action="append", default=[], type=Path, metavar="FOLDER", help="other people's runs")
     parser.add_argument("--quick", action="store_true", help="look at no network: tell what logs and earlier looks say")
+    parser.add_argument(
+        "--corrupted",
+        type=Path,
+        metavar="SHARDS",
+        help="corrupted images, of kdstream shards cifar100c (default: those beside the data, as shards/cifar100c; or "
+        "else made of the data)",
+    )
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the HTML file; .md and .json beside it (default: in runs/reports)"
@@ -57,18 +65,20 @@ def _run(options: argparse.Namespace) -> None:
     cells = expand(table, options.overrides)
     finished = Finished(options.add)
     with progress_bars(Console(stderr=True)) as progress:
-        passes = Passes(finished, bar_of(progress), options.cpu, look=not options.quick)
+        passes = Passes(finished, bar_of(progress), options.cpu, not options.quick, options.corrupted)
         seeds = options.seeds or table.runs_averaged or 1
         compared = compare(cells, seeds, options.overrides, finished, passes)
         charts = pictures(table, compared, passes)
     overrides = [public(override) for override in options.overrides]
     command = shlex.join(["kdstream", "table", options.table, *overrides])
-    shown = replace(page(table, compared, command, overrides), charts=charts)
+    shown = page(table, compared, command, overrides)
+    shown = replace(shown, charts=charts, notes=[*passes.remarks, *shown.notes])
     out = options.out or Path("runs/reports") / f"{table.name.replace('/', '-')}.html"
     texts = {
         ".html": to_html(shown),
         ".md": to_markdown(shown),
-        ".json": json.dumps({"command": command, **as_json(table, compared)}, indent=2) + "\n",
+        ".json": json.dumps({"command": command, "remarks": passes.remarks, **as_json(table, compared)}, indent=2)
+        + "\n",
     }
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)

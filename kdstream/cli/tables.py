@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
     grid.add_column("what")
     for column in ("printed", "cells", "done"):
         grid.add_column(column, justify="right", no_wrap=True)
-    printed, broken = 0, []
+    printed, again, broken = 0, 0, []
     for name in track(names, "Reading", console=errors, transient=True, disable=not errors.is_terminal):
         try:
             table = load_table(name)
@@ -56,14 +56,20 @@ def _run(options: argparse.Namespace) -> None:
             broken.append(str(error))
             continue
         done = sum(bool(finished.of(cell)) for cell in trained)
-        printed += len(table.values)
-        counts = (f"{len(table.values):,}", f"{len(trained):,}", f"{done:,}")
+        repeated = len(table.repeated)
+        own = len(table.values) - repeated
+        printed, again = printed + own, again + repeated
+        shown = f"({repeated:,})" if repeated else f"{own:,}"
+        if own and repeated:
+            shown = f"{own:,} {shown}"
+        counts = (shown, f"{len(trained):,}", f"{done:,}")
         grid.add_row(Text(visible(name)), Text(visible(table.title)), *counts)
     wide = console if console.is_terminal else Console(width=10_000, file=console.file)  # a file has no width
     wide.print(grid)
+    repeats = f"; in brackets: {again:,} more that repeat another table's, with their spread" if again else ""
     console.print(
         f"{len(names) - len(broken)} tables and figures, {printed:,} printed values. cells: what can be trained here; "
-        "done: with a seed at least",
+        f"done: with a seed at least{repeats}",
         highlight=False,
         soft_wrap=True,
     )

@@ -27,9 +27,7 @@ LAST, BEST = "last.pt", "best.pt"
 """The checkpoint that a training continues from, and the weights of its best epoch."""
 RECIPE, RESULT = "recipe.yaml", "result.json"
 MEASURED = "measured.json"
-"""What a report looked at of a finished training."""
-ANSWERS = "answers.json"
-"""What the trial of a claim found of the student's answers."""
+"""What a report, or the trial of a claim, looked at of a finished training."""
 TRACKERS = "trackers.json"
 """In which runs of which trackers the training stands."""
 TENSORBOARD = "tensorboard"
@@ -45,7 +43,6 @@ KEPT = (
     "student.json",
     "student.safetensors",
     MEASURED,
-    ANSWERS,
     TRACKERS,
 )
 """The files in a training's folder."""

@@ -12,9 +12,10 @@ from kdstream.registry import nearest
 from kdstream.terminal import quoted
 from kdstream.training.tables.cells import Cell, expand
 from kdstream.training.tables.finished import Finished
-from kdstream.training.tables.measured import UNITS, value_of
+from kdstream.training.tables.measures import value_of
 from kdstream.training.tables.order import Order
-from kdstream.training.tables.table import Table, load_table
+from kdstream.training.tables.passes import NotHere, Passes
+from kdstream.training.tables.table import TRAINED, Table, load_table
 from kdstream.training.tables.work import Task
 
 VERDICTS = ("reversed", "does not show", "not decided yet", "holds")
@@ -25,6 +26,14 @@ RULE = (
     "claim holds where all of its lines do, and is reversed where one is. Every line is judged for itself: of twenty "
     "without any effect one would look as if it had one"
 )
+MEASURED = {
+    "top1": ("top-1", "points"),
+    "teacher_entropy": ("entropy of the teacher's answers", "nat"),
+    "truth_probability": ("the teacher's probability for the label", ""),
+    "entropy": ("entropy of the student's answers", "nat"),
+    "ece": ("calibration error", "points"),
+}
+"""What a claim may be of, of :mod:`kdstream.training.tables.measures`: its name for people, and its unit."""
 FEWEST = 3
 """Pairs; the interval of two is too wide to decide anything, and says so of differences that are there."""
 
@@ -40,6 +49,7 @@ class Line:
         values: row -> seed -> value.
         difference: left less right; None where no seed has all rows.
         lacking: trainings that are left, of the seeds that were asked for.
+        why_not: why a finished training has no value; empty where all have one.
     """
 
     order: Order
@@ -49,6 +59,7 @@ class Line:
     values: Mapping[str, Mapping[int, float]]
     difference: Difference | None
     lacking: int
+    why_not: str = ""
 
     @property
     def verdict(self) -> str:
@@ -92,8 +103,8 @@ def load_claim(name: str) -> Table:
         raise UserError(f"{quoted(name)} claims nothing: it has no claims: with an order, as 'ckd > kd'")
     for order in table.claims:
         measure = order.measure or table.measure
-        if measure not in UNITS:
-            raise UserError(f"claim {table.name}: measure {quoted(measure)} is unknown: {nearest(measure, UNITS)}")
+        if measure not in MEASURED:
+            raise UserError(f"claim {table.name}: measure {quoted(measure)} is unknown: {nearest(measure, MEASURED)}")
     return table
 
 
@@ -113,7 +124,7 @@ def cells_of(tables: Sequence[Table], overrides: Sequence[str]) -> dict[str, lis
     return {table.name: [cell for cell in expand(table, overrides) if cell.recipe is not None] for table in tables}
 
 
-def judge(table: Table, cells: Sequence[Cell], seeds: int, finished: Finished) -> Claim:
+def judge(table: Table, cells: Sequence[Cell], seeds: int, finished: Finished, passes: Passes) -> Claim:
     """A claim by what is finished.
 
     Args:
@@ -121,9 +132,7 @@ def judge(table: Table, cells: Sequence[Cell], seeds: int, finished: Finished) -
         cells: of it.
         seeds: how many of each there should be.
         finished: says what is done.
-
-    Raises:
-        UserError: see :func:`kdstream.training.tables.measured.value_of`.
+        passes: looks at networks.
     """
     done = {(cell.row, cell.column): finished.of(cell) for cell in cells}
     by_place = {(cell.row, cell.column): cell for cell in cells}
@@ -133,15 +142,19 @@ def judge(table: Table, cells: Sequence[Cell], seeds: int, finished: Finished) -
         rows = [row for row in table.rows if row in order.weights]
         for column in table.columns:
             values: dict[str, dict[int, float]] = {row: {} for row in rows}
-            lacking = 0
+            lacking, why = 0, ""
             for row in rows:
                 cell, trained = by_place[row, column], done[row, column]
                 assert cell.recipe is not None
                 lacking += sum(seed not in trained for seed in range(cell.recipe.seed, cell.recipe.seed + seeds))
                 for seed, one in sorted(trained.items()):
-                    if (value := value_of(measure, cell.with_seed(seed), one)) is not None:
-                        values[row][seed] = value
-            lines.append(Line(order, column, measure, UNITS[measure], values, _difference(order, values), lacking))
+                    try:
+                        plain = measure in TRAINED
+                        values[row][seed] = one.last[measure] if plain else value_of(cell, one, passes, cells, measure)
+                    except NotHere as error:
+                        why = why or str(error)
+            difference = _difference(order, values)
+            lines.append(Line(order, column, measure, MEASURED[measure][1], values, difference, lacking, why))
     return Claim(table, lines, cells)
 
 
@@ -174,6 +187,7 @@ def as_json(claim: Claim) -> dict[str, Any]:
             "difference": None if found is None else vars(found),
             "verdict": line.verdict,
             "lacking": line.lacking,
+            "not_measured": line.why_not or None,
             "values": {row: {str(seed): value for seed, value in own.items()} for row, own in line.values.items()},
             "mean": {row: vars(Spread.of(list(own.values()))) for row, own in line.values.items() if own},
         }

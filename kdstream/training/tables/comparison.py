@@ -78,7 +78,7 @@ def compare(
     passes = passes or Passes(finished, without_bar, look=False)
     done = {cell.key: finished.of(cell) for cell in cells}
     speeds = _speeds(cells, done)
-    values = {(cell.row, cell.column): _values(cell, done[cell.key], passes) for cell in cells}
+    values = {(cell.row, cell.column): _values(cell, done[cell.key], passes, cells) for cell in cells}
     by_place = {(cell.row, cell.column): cell for cell in cells}
     for cell in cells:
         if cell.table.made_of(cell.row, cell.column) is not None:
@@ -89,7 +89,7 @@ def compare(
     ]
 
 
-def _values(cell: Cell, done: Mapping[int, Done], passes: Passes) -> _Values:
+def _values(cell: Cell, done: Mapping[int, Done], passes: Passes, cells: Sequence[Cell]) -> _Values:
     """What the finished trainings of a cell give."""
     if (key := of_an_epoch(cell)) is not None:
         last, best = (
@@ -101,7 +101,7 @@ def _values(cell: Cell, done: Mapping[int, Done], passes: Passes) -> _Values:
     why = ""
     for seed, one in done.items():
         try:
-            found[seed] = value_of(cell, one, passes)
+            found[seed] = value_of(cell, one, passes, cells)
         except NotHere as error:
             why = why or str(error)
     return _Values(found, {}, why)
@@ -246,7 +246,7 @@ def _shown(one: Compared | None) -> Shown:
             cost += f", {format_seconds(one.seconds_lacking)}"
         missing = f"lacks {one.seeds_lacking}: {cost}" if one.epochs_lacking else "lacks an evaluation"
     if cell.recipe is not None and one.why_not:
-        missing = ", ".join(filter(None, [missing, f"{cell.measure}: {one.why_not}"]))
+        missing = ", ".join(filter(None, [missing, f"{cell.measure.partition(':')[0]}: {one.why_not}"]))
     return Shown(
         printed="" if cell.printed is None else cell.printed.text,
         last="" if one.last is None else _text(one.last, cell),

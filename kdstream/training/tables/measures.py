@@ -24,12 +24,14 @@ class Subject:
         done: its training.
         passes: looks at networks.
         argument: what stands after a colon in the measure's name, as ``cat`` in ``class_top1:cat``.
+        cells: of the same table, one of which another network may come from.
     """
 
     cell: Cell
     done: Done
     passes: Passes
     argument: str = ""
+    cells: Sequence[Cell] = ()
 
     def answers(self) -> Mapping[str, Any]:
         """What a pass tells; of a teacher whose stream is coded, of its coded answers.
@@ -72,6 +74,19 @@ def _lowest_class(subject: Subject) -> float:
     return min(share for share in subject.passes.answers(subject.cell, subject.done)["per_class"] if share is not None)
 
 
+def _robustness(subject: Subject) -> float:
+    """Percent right under a corruption."""
+    if not subject.argument:
+        raise NotHere("of which corruption is not said: the table's measure is robustness:fog, or another one")
+    return subject.passes.robustness(subject.cell, subject.done, subject.argument)
+
+
+def _transferability(subject: Subject) -> float:
+    """Percent that an attack on another network fools."""
+    source = subject.argument or "teacher"
+    return subject.passes.transferability(subject.cell, subject.done, source, subject.cells)
+
+
 def _divergence(subject: Subject) -> float:
     """The loss's only term, after the last epoch."""
     rows = [row for row in read_metrics(subject.done.folder) if row.get("phase") == "main"]
@@ -84,6 +99,18 @@ def _divergence(subject: Subject) -> float:
 def divergence_terms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The terms in a log that are a divergence from the transformed teacher."""
     return [key for key in ("loss/ttm", "loss/wttm") if rows and key in rows[-1]]
+
+
+def _of_teacher(key: str) -> Measure:
+    """What the training noted of its teacher's answers, in the last epoch."""
+
+    def measure(subject: Subject) -> float:
+        found = (subject.done.result.get("teacher") or {}).get(key)
+        if not found:
+            raise NotHere("no teacher answered in its training")
+        return float(found[0])
+
+    return measure
 
 
 def _seconds(subject: Subject) -> float:
@@ -111,8 +138,12 @@ MEASURES: dict[str, Measure] = {
     "covariance": _seen("covariance", 1e5),
     "loss": _seen("loss"),
     "ece": _seen("calibration_error"),
+    "teacher_entropy": _of_teacher("entropy"),
+    "truth_probability": _of_teacher("gt_probability"),
     "class_top1": _class_top1,
     "lowest_class_top1": _lowest_class,
+    "robustness": _robustness,
+    "transferability": _transferability,
     "pearson": _seen("pearson"),
     "spearman": _seen("spearman"),
     "logit_difference": _seen("logit_difference"),
@@ -132,8 +163,15 @@ TOLD = {
     "probability": "mean over images of the right class's probability",
     "covariance": "mean absolute entry of the answers' covariance matrix, times 100,000",
     "ece": "expected calibration error over 15 bins of confidence, percent",
+    "teacher_entropy": "of the teacher's answers to the views of the last epoch, mean, nats",
+    "truth_probability": "that the teacher's answers to those views give the label, mean",
     "class_top1": "percent right of one class's images",
     "lowest_class_top1": "percent right of the class that is recognised least",
+    "robustness": "percent right of images under a corruption, mean over its severities 1 to 5",
+    "transferability": (
+        "PGD (0.031, steps of 0.003, 20) on the column's network; percent of the images that it and the row's both get "
+        "right, of which the row's gets the attacked ones wrong"
+    ),
     "pearson": "mean over images of Pearson's coefficient of the student's and the teacher's logits",
     "spearman": "mean over images of the rank correlation of the student's and the teacher's logits",
     "logit_difference": "mean over images and classes of |student's logit - teacher's|",
@@ -148,12 +186,10 @@ TOLD = {
 }
 """What a report says of a measure."""
 
-WHOLE = ("seconds", "parameters", "additional_parameters", "divergence_curve")
+WHOLE = ("seconds", "parameters", "additional_parameters", "divergence_curve", "teacher_entropy", "truth_probability")
 """Measures of a training as a whole, for which no images are looked at."""
 
 ELSEWHERE = {
-    "robustness": "needs corrupted images (kdstream shards cifar100c:DIR ...), which nothing here looks at yet",
-    "transferability": "needs adversarial examples, which nothing here makes yet",
     "embedding": "a picture of features, which nothing here draws yet",
     "hyperparameter": "a setting: the recipes have it",
     "quality": "of single images: kdstream peakiness shows which versions are chosen",
@@ -161,16 +197,23 @@ ELSEWHERE = {
 """Measures that there is no function for -> what to know of them."""
 
 
-def value_of(cell: Cell, done: Done, passes: Passes) -> float:
+def value_of(cell: Cell, done: Done, passes: Passes, cells: Sequence[Cell] = (), measure: str | None = None) -> float:
     """A cell's value by one finished training.
+
+    Args:
+        cell: of a table.
+        done: its training.
+        passes: looks at networks.
+        cells: those of its table.
+        measure: None = the cell's own.
 
     Raises:
         NotHere: why there is none.
     """
-    name, _, argument = cell.measure.partition(":")
+    name, _, argument = (measure or cell.measure).partition(":")
     if name not in MEASURES:
         raise NotHere(ELSEWHERE.get(name, "nothing here measures that"))
-    return MEASURES[name](Subject(cell, done, passes, argument))
+    return MEASURES[name](Subject(cell, done, passes, argument, cells))
 
 
 def of_an_epoch(cell: Cell) -> str | None:

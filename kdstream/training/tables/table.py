@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstream.errors import UserError
+from kdstream.recipe import merge
 from kdstream.recipe_file import CLAIMS, RECIPES, SETTINGS, find_recipe, is_table, name_of, read_recipe
 from kdstream.registry import nearest
 from kdstream.safe_yaml import plain
@@ -20,8 +21,10 @@ TRAINED = ("top1", "top5")
 _NUMBER = re.compile(r"([+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?)(?:±(\d+(?:\.\d+)?))?")
 _KEYS = (
     *("paper", "place", "measure", "unit", "printed", "runs_averaged", "base", "columns", "rows", "cells", "values"),
-    *("suspect", "notes", "images", "claims", "keeps"),
+    *("suspect", "notes", "images", "claims", "keeps", "repeats"),
 )
+_OF_REPEATED = ("measure", "unit", "printed", "runs_averaged", "base", "images", "columns", "rows", "cells")
+"""What a table takes from those that it repeats."""
 _OF_HEAD = ("label", "measure", "unit", "note", "of", "coded", "quoted", "less", "mean")
 """What a row or a column says beside its part of a recipe: a column's stands among them, a row's in ``recipe``."""
 
@@ -117,6 +120,7 @@ class Table:
         images: the split over which the paper measures answers: "train" or "val".
         claims: what it shall show, where it is no table of a paper's but the trial of a claim.
         keeps: settings that a command line cannot replace here, by dotted name.
+        repeated: (row, column) of the values that another table has already, of which this one prints more: the spread.
     """
 
     name: str
@@ -138,6 +142,7 @@ class Table:
     images: str = "val"
     claims: list[Order] = field(default_factory=list)
     keeps: list[str] = field(default_factory=list)
+    repeated: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def called(self) -> str:
@@ -217,6 +222,7 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
     what = f"table {name}"
     settings = plain(settings, what)
     _check_keys(settings, _KEYS, what)
+    settings, known = _with_repeated(settings, what)
     for key in ("paper", "place", "measure"):
         if not isinstance(settings.get(key), str) or not settings[key].strip():
             raise UserError(f"{what}: {key} is missing: it is a text")
@@ -242,6 +248,8 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
                     (None, head.key),
                 ):
                     raise UserError(f"{what}: {head.key}: its values cannot be made of themselves")
+    values = _values(settings.get("values"), rows, columns, f"{what}: values")
+    repeated = _repeated(values, known, f"{what}: values")
     return Table(
         name=name,
         path=path,
@@ -256,13 +264,53 @@ def make_table(settings: Mapping[str, Any], name: str, path: Path, title: str = 
         columns=columns,
         rows=rows,
         cells=_cells(_group(settings, "cells", what), rows, columns, f"{what}: cells"),
-        values=_values(settings.get("values"), rows, columns, f"{what}: values"),
+        values={**values, **repeated},
+        repeated=frozenset(repeated),
         suspect=_suspect(settings.get("suspect"), rows, columns, f"{what}: suspect"),
         notes=_texts(settings.get("notes"), f"{what}: notes"),
         images=images,
         keeps=_texts(settings.get("keeps"), f"{what}: keeps"),
         claims=_claims(settings.get("claims"), rows, f"{what}: claims"),
     )
+
+
+def _with_repeated(settings: Mapping[str, Any], what: str) -> tuple[Mapping[str, Any], dict[tuple[str, str], Printed]]:
+    """The settings of a table that repeats others, with all that they say of the rows whose values it has; and their
+    values. Any other table's as they are."""
+    together: dict[str, Any] = {}
+    known: dict[tuple[str, str], Printed] = {}
+    for name in _texts(settings.get("repeats"), f"{what}: repeats"):
+        try:
+            path = find_recipe(name)
+            other = read_recipe(path)
+            known |= make_table(other, name, path).values
+        except UserError as error:
+            raise UserError(f"{what}: repeats: {error}") from None
+        if "repeats" in other:
+            raise UserError(f"{what}: repeats: {quoted(name)} repeats others: name those")
+        together = merge(together, {key: value for key, value in other.items() if key in _OF_REPEATED})
+    if together:
+        text = settings.get("values")
+        named = {line.split()[0] for line in text.splitlines() if line.strip()} if isinstance(text, str) else set()
+        for key in ("rows", "cells"):
+            together[key] = {row: value for row, value in together.get(key, {}).items() if row in named}
+        settings = merge(together, settings)
+    return settings, known
+
+
+def _repeated(
+    values: Mapping[tuple[str, str], Printed], known: Mapping[tuple[str, str], Printed], what: str
+) -> dict[tuple[str, str], Printed]:
+    """Of values, those that another table has: ``=``, or a spread alone."""
+    found = {}
+    for (row, column), printed in values.items():
+        spread = re.fullmatch(r"=|(±\d+(?:\.\d+)?)", printed.text)
+        if spread is None:
+            continue
+        if (row, column) not in known:
+            raise UserError(f"{what}: {printed.text} at {column}:{row}, and no table that it repeats has that value")
+        found[row, column] = Printed.read(known[row, column].text + (spread[1] or ""))
+    return found
 
 
 def _check_keys(settings: Mapping[str, Any], known: Iterable[str], what: str) -> None:
@@ -339,7 +387,8 @@ def _cells(
 def _values(
     text: Any, rows: Mapping[str, Head], columns: Mapping[str, Head], what: str
 ) -> dict[tuple[str, str], Printed]:
-    """The printed values: a line a row, a word a column, ``.`` where the paper has none."""
+    """The printed values: a line a row, a word a column, ``.`` where the paper has none; of a table that repeats others
+    ``=`` where they have the same, a spread alone where this one prints it besides."""
     if text is None:
         return {}
     if not isinstance(text, str):

@@ -11,6 +11,7 @@ from kdstream.errors import UserError
 from kdstream.training.tables.cells import expand
 from kdstream.training.tables.claims import as_json, by_verdict, cells_of, in_rounds, judge, load_claim
 from kdstream.training.tables.finished import Finished
+from kdstream.training.tables.passes import Passes, without_bar
 from kdstream.training.tables.table import known_claims, known_tables
 from kdstream.training.tables.work import left_to_do
 
@@ -24,7 +25,8 @@ def claim(tmp_path, monkeypatch):
 
 
 def judged(table, seeds=4):
-    return judge(table, cells_of([table], [])[table.name], seeds, Finished())
+    finished = Finished()
+    return judge(table, cells_of([table], [])[table.name], seeds, finished, Passes(finished, without_bar, look=False))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,17 @@ def test_the_interval_decides(claim, coded, verdict):
     assert (told["printed"], told["verdict"]) == ("much", verdict)
     other = judged(load_claim(claim.called))
     assert [one.verdict for one in by_verdict([found, other])] == [verdict, verdict]
+
+
+def test_what_a_training_does_not_tell_is_said(claim, tmp_path):
+    text = CLAIM.replace("printed: much", "measure: entropy")
+    table = load_claim(str(write_table(tmp_path, tmp_path / "nowhere", text, "flat.yaml")))
+    for cell in cells_of([table], [])[table.name]:
+        if cell.row in ("kd", "ckd"):
+            finish(cell.recipe, [70.0])
+    (line,) = judged(table, 1).lines
+    assert (line.unit, line.verdict, line.lacking) == ("nat", "not decided yet", 0)
+    assert line.why_not.startswith("needs the images: ")
 
 
 def test_what_is_interrupted_has_whole_pairs_and_a_teacher_comes_when_it_is_needed(claim):

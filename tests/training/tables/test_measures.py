@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,20 @@ def test_seconds_and_parameters_stand_in_the_result(value):
     assert value("parameters") == 1234
 
 
+def test_what_the_teacher_answered_stands_in_the_result(value):
+    with pytest.raises(NotHere, match=r"^no teacher answered in its training$"):
+        value("teacher_entropy")
+    shutil.rmtree("runs")
+    assert value("truth_probability", teacher={"gt_probability": [0.75, 0.1]}) == 0.75
+
+
 def test_what_nothing_measures_says_so(value):
     with pytest.raises(NotHere, match=r"^nothing here measures that$"):
         value("sharpness")
-    with pytest.raises(NotHere, match=r"^needs adversarial examples"):
-        value("transferability")
+    with pytest.raises(NotHere, match=r"^a setting: the recipes have it$"):
+        value("hyperparameter")
+    with pytest.raises(NotHere, match=r"^of which corruption is not said: "):
+        value("robustness")
     with pytest.raises(NotHere, match=r"^no log of a term ttm or wttm in runs/cells/"):
         value("divergence_curve")
     with pytest.raises(NotHere, match=r"^needs the images: .*digits is not here$"):
@@ -54,8 +64,10 @@ def test_every_measure_of_a_paper_is_known_and_every_one_of_ours_explained():
     used = set()
     for name in known_tables():
         table = load_table(name)
+        attacked = [one.measure.partition(":") for one in table.columns.values() if one.measure]
+        assert {row for what, _, row in attacked if what == "transferability"} <= {*table.rows, "teacher"}
         used |= {table.measure, *(head.measure for heads in (table.rows, table.columns) for head in heads.values())}
     derived, set_by_hand = {"difference", "gain", "correlation"}, {"gamma", "beta"}
     known = {*MEASURES, *ELSEWHERE, *TRAINED, "top1_curve", *derived, *set_by_hand, None}
-    assert used <= known
+    assert {None if name is None else name.partition(":")[0] for name in used} <= known
     assert set(MEASURES) - {"loss"} <= set(TOLD)

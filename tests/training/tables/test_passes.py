@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,12 @@ from accelerate import Accelerator
 from small_tables import TABLE, write_table
 
 from kdstream.analysis.accuracy import accuracy
+from kdstream.analysis.asked import load_asked
+from kdstream.analysis.one_pass import one_pass
+from kdstream.analysis.transfer import transferability
 from kdstream.data.shards import open_shards
 from kdstream.display.progress import Display
+from kdstream.errors import UserError
 from kdstream.models.export import load_student
 from kdstream.training.job import Job
 from kdstream.training.tables import passes as module
@@ -25,8 +31,12 @@ from kdstream.training.tables.table import load_table
 
 MORE = ("entropy", "ece", "pearson", "spearman", "logit_difference", "class_top1:3", "lowest_class_top1", "parameters")
 COLUMN = "{teacher: resnet14, student: resnet8, optimizer: {lr: 0.01}"
-NAMES = (*MORE, "additional_parameters", "robustness")
-COLUMNS = "".join(f"  {name.partition(':')[0]}: {COLUMN}, measure: '{name}'}}\n" for name in NAMES)
+NAMES = (*MORE, "additional_parameters", "robustness:fog", "transferability")
+OTHERS = {name: f"transferability:{name}" for name in ("kd", "ckd")}
+COLUMNS = "".join(
+    f"  {key}: {COLUMN}, measure: '{name}'}}\n"
+    for key, name in [*((name.partition(":")[0], name) for name in NAMES), *OTHERS.items()]
+)
 TEXT = TABLE.replace("rows:", f"{COLUMNS}rows:")
 TEXT = TEXT[: TEXT.index("values: |")].replace("place: table", "place: figure")
 
@@ -38,6 +48,8 @@ def trained(tmp_path_factory, digits):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         path = write_table(here, digits, TEXT)
+        settings = here / "settings.yaml"
+        settings.write_text(settings.read_text().replace("epochs: 1", "epochs: 6").replace("size: 120", "size: 40"))
         cell = next(cell for cell in expand(load_table(str(path))) if cell.row == "ckd" and cell.measure == "top1")
         Job(cell.recipe, Accelerator(cpu=True), Display(enabled=False)).run()
     return here
@@ -51,11 +63,26 @@ def cells(trained, tmp_path, monkeypatch):
     return {(cell.row, cell.column): cell for cell in expand(load_table("small.yaml"))}
 
 
+@pytest.fixture
+def fogs(tmp_path, digits):
+    """Corrupted images: of four severities the validation split, of the last the training split."""
+    folder, info = tmp_path / "fogs", json.loads((digits / "dataset.json").read_text())
+    folder.mkdir()
+    splits = {}
+    for n in range(1, 6):
+        old = "train" if n == 5 else "val"
+        for path in digits.glob(f"{old}-*.tar"):
+            shutil.copy(path, folder / path.name.replace(old, f"fog_{n}", 1))
+        splits[f"fog_{n}"] = json.loads(json.dumps(info["splits"][old]).replace(f'"{old}', f'"fog_{n}'))
+    (folder / "dataset.json").write_text(json.dumps({**info, "splits": splits}))
+    return folder
+
+
 def value(cells, row, column, **settings):
     finished = Finished()
     cell = cells[row, column]
     (done,) = finished.of(cell).values()
-    return value_of(cell, done, Passes(finished, without_bar, cpu=True, **settings))
+    return value_of(cell, done, Passes(finished, without_bar, cpu=True, **settings), list(cells.values()))
 
 
 def test_values_are_those_of_the_exported_network_over_the_validation_split(cells, digits):
@@ -71,8 +98,48 @@ def test_values_are_those_of_the_exported_network_over_the_validation_split(cell
     assert value(cells, "teacher", "entropy") != value(cells, "ckd", "entropy")
     with pytest.raises(NotHere, match=r"^pearson: a pass over these answers does not tell$"):
         value(cells, "teacher", "pearson")
-    with pytest.raises(NotHere, match=r"^needs corrupted images"):
+
+
+def test_corrupted_images_are_those_that_are_named_or_are_made_here(cells, digits, fogs, monkeypatch):
+    (folder,) = (done.folder for done in Finished().of(cells["ckd", "entropy"]).values())
+    network = load_student(folder)
+    val, train = (accuracy(network, open_shards(digits / name), network.mean, network.std) for name in ("val", "train"))
+    assert val.top1 != train.top1
+    assert value(cells, "ckd", "robustness", corrupted=fogs) == pytest.approx((4 * val.top1 + train.top1) / 5)
+    assert value(cells, "ckd", "robustness", corrupted=fogs, look=False) > 0
+    # Without them they are made, which needs a library and images that are not too small for it.
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    with pytest.raises(NotHere, match=r"^needs images of fog: kdstream shards cifar100c:DIR shards/cifar100c"):
         value(cells, "ckd", "robustness")
+    monkeypatch.setattr(module, "library", lambda: lambda image, name, n: image)
+    with pytest.raises(NotHere, match=r"^images of 16 x 16 pixels: corruptions are made from 32 on"):
+        value(cells, "ckd", "robustness")
+    monkeypatch.setattr("kdstream.analysis.robustness.SMALLEST", 16)
+    assert value(cells, "ckd", "robustness") == pytest.approx(val.top1)  # a library that changes nothing
+    info = json.loads((fogs / "dataset.json").read_text())
+    del info["splits"]["fog_4"]
+    (fogs / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(NotHere, match=r"fogs lacks fog_4: kdstream shards cifar100c:DIR makes it$"):
+        value(cells, "ckd", "robustness", corrupted=fogs)
+    with pytest.raises(UserError, match=r"^cannot read nowhere/dataset\.json"):
+        value(cells, "ckd", "robustness", corrupted=Path("nowhere"))
+
+
+def test_an_attack_is_on_the_teacher_or_on_a_rows_network(cells, digits, monkeypatch):
+    short = functools.partial(transferability, steps=6)  # a third of the time
+    monkeypatch.setattr(module, "transferability", short)
+    (folder,) = (done.folder for done in Finished().of(cells["ckd", "entropy"]).values())
+    (teachers,) = (done.folder for done in Finished().of(cells["teacher", "entropy"]).values())
+    val = open_shards(digits / "val")
+    asked = [load_asked("", str(place), val, "cpu") for place in (teachers, folder)]
+    shares = short(["teacher", "student"], asked, one_pass(val)).shares
+    assert shares[1][0] != shares[1][1]
+    assert value(cells, "ckd", "transferability") == pytest.approx(shares[1][0])
+    assert value(cells, "ckd", "ckd") == pytest.approx(shares[1][1])
+    # One attack serves all networks of its column that are there: the teacher's own row is measured by now.
+    assert value(cells, "teacher", "ckd", look=False) == pytest.approx(shares[0][1])
+    with pytest.raises(NotHere, match=r"^needs kd by seed 0, which is attacked$"):
+        value(cells, "ckd", "kd")
 
 
 def test_what_was_measured_is_kept_beside_the_run_and_read_the_next_time(cells, monkeypatch):
@@ -114,10 +181,12 @@ def test_what_lacks_is_said(cells):
 
 def test_a_comparison_has_them_and_the_reasons(cells):
     finished = Finished()
-    chosen = [cell for (row, _), cell in cells.items() if row == "ckd"]
+    chosen = [
+        cell for (row, column), cell in cells.items() if row == "ckd" and column not in ("ckd", "transferability")
+    ]
     found = compare(chosen, 1, [], finished, Passes(finished, without_bar, cpu=True))
     plain = {cell["column"]: cell for cell in as_json(chosen[0].table, found)["cells"]}
     assert plain["entropy"]["last"]["mean"] == value(cells, "ckd", "entropy")
     assert plain["entropy"]["best"] is None
-    assert plain["robustness"]["not_measured"].startswith("needs corrupted images")
+    assert plain["kd"]["not_measured"] == "the attack is on kd, which nothing in the table trains"
     assert {name.partition(":")[0] for name in MORE} <= set(MEASURES)

@@ -70,6 +70,12 @@ MISTAKES = [
     ("rows: {kd: {less: kd}}", r"rows\.kd: less: it is a list of keys of rows and columns"),
     ("rows: {kd: {}, gain: {less: [kd, kdd]}}", r"gain: no cell 'kdd'"),
     ("rows: {kd: {}, gain: {mean: [kd, gain]}}", r"gain: its values cannot be made of themselves"),
+    ("repeats: [nowhere]", r"repeats: no recipe 'nowhere'"),
+    ("repeats: [ttm/table11]", r"repeats: 'ttm/table11' repeats others: name those"),
+    (
+        'values: ". resnet14-resnet8\\nteacher =\\nstudent 1\\nkd 2\\nckd 3\\nsearch 4"',
+        r"values: = at resnet14-resnet8:teacher, and no table that it repeats has that value",
+    ),
     ("images: test", r"images: it is train or val; it is 'test'"),
     ("notes: {a: 1}", r"notes: it is a list of texts"),
 ]
@@ -81,6 +87,17 @@ def test_mistakes_are_one_line(tmp_path, change, message):
     with pytest.raises(UserError, match=rf"^table small: {message}") as error:
         make_table(settings, "small", tmp_path / "small.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_a_table_that_repeats_others_has_their_cells_and_prints_the_spread_besides():
+    first, second, again = (load_table(f"ttm/table{n}") for n in (1, 2, 11))
+    assert set(again.values) == again.repeated
+    assert again.values["fitnet", "vgg13-vgg8"] == Printed("71.02±0.31", 71.02, 0.31)
+    assert again.values["dkd", "vgg13-vgg8"] == first.values["dkd", "vgg13-vgg8"]
+    assert again.values["wttm+itrd", "vgg13-vgg8"].value == second.values["wttm+itrd", "vgg13-vgg8"].value
+    assert again.cells["wttm", "vgg13-vgg8"] == first.cells["wttm", "vgg13-vgg8"]
+    assert set(second.rows) - set(again.rows) == {"itrd"}
+    assert (again.runs_averaged, again.base, first.repeated) == (5, first.base, frozenset())
 
 
 def test_a_recipe_is_no_table():
@@ -107,6 +124,8 @@ def test_every_table_of_kdstream_is_in_order(name):
     table = load_table(name)
     assert table.title
     trained = [cell for cell in expand(table) if cell.recipe is not None]
+    for cell in trained:  # as a row and a column with the same key would not be
+        assert split_cell(cell.key, table.rows, table.columns, name) == (cell.row, cell.column)
     for cell in trained[:: max(len(trained) // 2, 1)]:  # test_every_cell.py sets all of them up
         for recipe in filter(None, (cell.recipe, cell.teaching())):
             check(recipe)
