@@ -438,7 +438,7 @@ def test_a_training_stops_while_it_makes_its_plan(folder, mine, tmp_path, monkey
     whole = path.read_bytes()
     path.unlink()
     (tmp_path / "interrupt").touch()
-    with pytest.raises(Stopped, match="coding plan is kept") as stopped:
+    with pytest.raises(Stopped, match="coding plan or of teacher answers is kept") as stopped:
         run(recipe)
     assert stopped.value.signal == signal.SIGTERM
     assert [part.name for part in folder.glob("*.parts/*")] == ["000000"]
