@@ -28,7 +28,8 @@ Trial = tuple[str, ...]
 
 
 def split_fixed(items: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """What ``--tune`` says: setting -> values to be tried; and what has a single value, which is an ordinary override.
+    """What ``--tune`` says: setting -> values to be tried; and the ordinary overrides that stand after it: what has a
+    single value, and the stream, whose commas part no values.
 
     Args:
         items: ``key=value,value,...``; a value is written as in YAML.
@@ -42,6 +43,9 @@ def split_fixed(items: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"--tune {quoted(item)}: write a setting and its values, as loss.kd.temperature=1,4,12")
+        if key == "stream":
+            fixed.append(item)
+            continue
         values = parse_yaml(f"[{text}]", f"--tune {quoted(item)}: the values are")
         if not isinstance(values, list) or not values:
             raise UserError(f"--tune {quoted(item)}: there are no values to try")
@@ -51,7 +55,8 @@ def split_fixed(items: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
         keys, _ = parse_override(f"{key}=0")
         if keys[0] not in _TUNED or (keys[0] == "loss") != (len(keys) == 3 and keys[0] == "loss"):
             raise UserError(
-                f"--tune {quoted(key)}: tune loss.TERM.SETTING, {', '.join(_TUNED[1:])} or settings of theirs"
+                f"--tune {quoted(key)}: tune loss.TERM.SETTING, {', '.join(_TUNED[1:])} or settings of theirs; what is "
+                "the same for all trials stands before --tune"
             )
         if key in found:
             raise UserError(f"--tune {quoted(key)} stands there twice: name all values once")

@@ -64,3 +64,11 @@ def test_the_best_is_the_most_accurate_then_the_surest():
 def test_mistakes(items, says):
     with pytest.raises(UserError, match=says):
         trials_of(methods(), SETTING, split_fixed(items)[0])
+
+
+def test_the_stream_and_single_values_are_settings_of_all_trials():
+    chain = "stream=decode | augment(inception, 64)"
+    assert split_fixed(["loss.kd.temperature=1,4", "epochs=6", chain]) == (
+        {"loss.kd.temperature": [1, 4]},
+        ["epochs=6", chain],
+    )
