@@ -327,7 +327,7 @@ def _listed(text: str, known: Iterable[str], what: str) -> list[str]:
 
 
 def pick(table: Table, overrides: Sequence[str]) -> tuple[Cell, Recipe]:
-    """The one cell that overrides name, by ``cell=COLUMN:ROW`` or by ``teacher=``, ``student=`` and ``loss=`` (the
+    """The one cell that overrides name, by ``cell=COLUMN:ROW`` or else by ``teacher=``, ``student=`` and ``loss=`` (the
     row), and its recipe; ``seed=`` is its student's, other overrides replace settings, ``out=`` the folder.
 
     Raises:
@@ -335,9 +335,11 @@ def pick(table: Table, overrides: Sequence[str]) -> tuple[Cell, Recipe]:
     """
     chosen: dict[str, Any] = {}
     rest: list[str] = []
+    named = any(override.startswith("cell=") for override in overrides)
+    choosing = ("cell", "seed", "out") if named else ("cell", "seed", "out", "teacher", "student", "loss")
     for override in overrides:
         (first, *more), value = parse_override(override)
-        if not more and first in ("cell", "teacher", "student", "loss", "seed", "out"):
+        if not more and first in choosing:
             chosen[first] = value
         else:
             rest.append(override)

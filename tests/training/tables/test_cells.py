@@ -165,6 +165,8 @@ def test_one_cell_is_picked_by_networks_and_row(write):
     assert recipe.teacher.train["seed"] == 0
     assert pick(table, [f"cell={PAIR}:teacher"])[0].of_teacher
     assert pick(table, ["loss=CKD", "out=here"])[1].out == "here"
+    other = pick(table, [f"cell={PAIR}:ckd", "student=resnet20"])[1]  # named already: the rest are settings
+    assert (other.student.model, other.loss) == ("resnet20", recipe.loss)
     for overrides, found in ((["loss=kdd"], "no cells"), ([], "4 cells"), (["teacher=resnet20"], "no cells")):
         with pytest.raises(UserError, match=rf"is a table, and this names {found} of it: pick one by cell=") as error:
             pick(table, overrides)
