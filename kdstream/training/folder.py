@@ -118,8 +118,8 @@ class Identity:
         )
 
 
-def which_teacher(folder: Path, recipe: Recipe, students: Recipe) -> str:
-    """Which teacher a job uses, and why: a kept one, or one that is trained now.
+def which_teacher(folder: Path, recipe: Recipe, students: Recipe) -> str | None:
+    """Why a job trains a teacher now; None where a kept one serves, whose training says so itself.
 
     Args:
         folder: where this teacher is kept, or will be.
@@ -127,7 +127,7 @@ def which_teacher(folder: Path, recipe: Recipe, students: Recipe) -> str:
         students: the recipe that it serves.
     """
     if (folder / RESULT).exists():
-        return f"{recipe.name}: a kept one serves, of the same settings and data"
+        return None
     if (folder / LAST).exists():
         return f"{recipe.name}: its training in {folder} goes on"
     new = parse_yaml(recipe.to_yaml(), f"{RECIPE}:")

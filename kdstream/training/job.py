@@ -228,7 +228,8 @@ class Job:
         each = each_teacher(teaching)
         for one in each:
             folder = self._kept(one, train)
-            self.display.note(which_teacher(folder, one, self.recipe))
+            if (why := which_teacher(folder, one, self.recipe)) is not None:
+                self.display.note(why)
             found[folder] = self._trainer(one, folder, train, val, None).fit()
         best = max(found, key=lambda folder: float(found[folder]["top1"]))  # the first of equal ones
         if len(found) == 1:
