@@ -41,7 +41,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference and its 95 % interval; the interval is None where a single pair shows no spread."""
+    """A mean difference and its 95 % interval; None where the pairs show no spread: a single one, or equal ones, as
+    the accuracies of few images, which are multiples of one over their number, may well be by chance."""
 
     pairs: int
     mean: float
@@ -66,8 +67,8 @@ def paired(values: Mapping[int, float], first: Mapping[int, float], level: float
     if not common:
         return None
     found = Spread.of([values[seed] - first[seed] for seed in common])
-    if found.std is None:
-        return Difference(1, found.mean, None, None)
+    if not found.std or found.std < 1e-9:
+        return Difference(found.count, found.mean, None, None)
     half = t_quantile(level, found.count - 1) * found.std / math.sqrt(found.count)
     return Difference(found.count, found.mean, found.mean - half, found.mean + half)
 

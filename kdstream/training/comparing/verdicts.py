@@ -45,7 +45,7 @@ def seeds_needed(values: Mapping[int, float], first: Mapping[int, float], level:
     """
     common = sorted(set(values) & set(first))
     found = Spread.of([values[seed] - first[seed] for seed in common]) if common else None
-    if found is None or found.std is None:
+    if found is None or not found.std or found.std < 1e-9:
         return None
     spread = found.std
 
