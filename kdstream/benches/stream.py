@@ -162,6 +162,11 @@ def _serve(name: str, asked: Asked, threads: int, pipe: Connection) -> None:
         pipe.send(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
+def most_gap(images: int) -> float:
+    """By how much the mean grey levels of two passes may differ: the crops are others, of few images very others."""
+    return MOST_GAP * max(1.0, 16 / images**0.5)
+
+
 def _wrong(images: Any, asked: Asked) -> str | None:
     """What is not as asked about a loader's first batch."""
     shape = (asked.batch, 3, asked.size, asked.size)
@@ -267,7 +272,7 @@ def _measure(work: Work, asked: Asked, peers: Sequence[str], options: argparse.N
             try:
                 loaders[name] = Apart(name, asked, options.threads)
                 gap = abs(loaders[name].mean - loaders[work.ours].mean)
-                if gap > MOST_GAP:
+                if gap > most_gap(work.images):
                     loaders.pop(name).close()
                     raise UserError(f"{name}: its mean grey level is {gap:.0f} off kdstream's")
             except UserError as error:
