@@ -6,6 +6,7 @@ which take longer than a step of a small network. This module imports Triton: im
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 
 import torch
@@ -100,5 +101,7 @@ def crop_flip(images: Tensor, key: Tensor, salt: str, pad: int, reflect: bool, f
     if result.numel():
         grid = (count, triton.cdiv(size, _TILE))
         options = {"SALT": zlib.crc32(salt.encode()), "PAD": pad, "REFLECT": reflect, "FLIP": flip, "TILE": _TILE}
-        crop_kernel[grid](images, key, result, planes, height, width, **options)
+        # Triton launches on the current GPU, which need not be that of the images.
+        with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
+            crop_kernel[grid](images, key, result, planes, height, width, **options)
     return result
